@@ -1,0 +1,3 @@
+//! The tintype command.
+
+fn main() {}

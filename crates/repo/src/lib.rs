@@ -1,0 +1,1 @@
+//! The repository: snapshots as deduplicated, verified images and blobs. It never sees a VM.

@@ -1,0 +1,1 @@
+//! QEMU's migration stream as a pure codec: bytes in, events out.

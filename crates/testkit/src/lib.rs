@@ -1,0 +1,1 @@
+//! Real guests for tests: boots them, talks to their serial console, tidies up.

@@ -1,0 +1,1 @@
+//! One guest: QMP, pause and resume, capture, start. It never sees a chunk.
