@@ -1,1 +1,29 @@
-//! Real guests for tests: boots them, talks to their serial console, tidies up.
+//! Real guests for tests, benchmarks and the demo: builds their QEMU command
+//! lines, starts them, talks to them over the serial line and tidies up.
+//!
+//! It knows nothing of snapshots, and takes part in no shipped program. The
+//! guests themselves are built by `cargo xtask guests`.
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tintype_testkit::{Guest, GuestKind};
+//!
+//! let mut guest = Guest::of(GuestKind::Tiny).memory_mib(128).boot()?;
+//! let answer = guest.serial().run("uname -s", Duration::from_secs(5))?;
+//! assert_eq!((answer.status, answer.output.as_str()), (0, "Linux\n"));
+//! # Ok::<(), tintype_testkit::Error>(())
+//! ```
+
+mod disk;
+mod error;
+mod guest;
+mod image;
+mod qemu;
+mod serial;
+
+pub use disk::{Content, Disk, Format};
+pub use error::Error;
+pub use guest::{Guest, GuestBuilder, Prepared};
+pub use image::{GuestKind, guests_folder, workspace_folder};
+pub use qemu::{Qemu, Release};
+pub use serial::{Answer, Serial};

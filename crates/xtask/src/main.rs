@@ -1,3 +1,51 @@
-//! The project's own chores: demo, test, tidy, guests, bench.
+//! The project's own chores, one module each. This file only finds the chore
+//! that was asked for; it does no work itself.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the developer")]
 
-fn main() {}
+mod failure;
+mod guests;
+mod process;
+mod setup;
+
+use std::process::ExitCode;
+
+use failure::Failure;
+
+/// A chore: its name, what it is for, and what does it with the rest of the arguments.
+struct Chore {
+    name: &'static str,
+    about: &'static str,
+    run: fn(&[String]) -> Result<(), Failure>,
+}
+
+const CHORES: &[Chore] = &[
+    Chore { name: "setup", about: setup::ABOUT, run: setup::chore },
+    Chore { name: "guests", about: guests::ABOUT, run: guests::chore },
+];
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((name, rest)) = arguments.split_first() else {
+        print_chores();
+        return ExitCode::from(2);
+    };
+    let Some(chore) = CHORES.iter().find(|chore| chore.name == name) else {
+        eprintln!("error: there is no chore `{name}`");
+        print_chores();
+        return ExitCode::from(2);
+    };
+    match (chore.run)(rest) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print();
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print_chores() {
+    println!("usage: cargo xtask CHORE [ARGUMENT]…\n");
+    for Chore { name, about, .. } in CHORES {
+        println!("  {name:8} {about}");
+    }
+}

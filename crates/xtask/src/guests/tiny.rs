@@ -1,0 +1,70 @@
+//! The tiny guest: a kernel, an initramfs that is the whole system, and a disk
+//! with an ext4 file system and no partitions.
+
+use std::fs;
+use std::path::Path;
+
+use super::disk::{FileSystem, mebibytes};
+use super::initramfs::Initramfs;
+use super::kernel::Kernel;
+use crate::failure::Failure;
+
+/// What runs in the guests besides Debian's programs.
+pub(super) struct Programs {
+    /// A statically linked busybox.
+    pub(super) busybox: Vec<u8>,
+    /// The statically linked witness, see `crates/witness`.
+    pub(super) witness: Vec<u8>,
+}
+
+/// The first program of both guests.
+pub(super) const INIT: &[u8] = include_bytes!("init.sh");
+
+/// The program of both guests that does what the host asks for over the serial line.
+pub(super) const AGENT: &[u8] = include_bytes!("agent.sh");
+
+/// What the kernel is told. The last message level that reaches the console is 1,
+/// so that messages do not get between the lines of an answer.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
+
+/// Returns the archive that starts both guests.
+pub(super) fn initramfs(kernel: &Kernel, programs: &Programs) -> Vec<u8> {
+    let mut archive = Initramfs::new();
+    archive.program("init", INIT);
+    archive.program("bin/agent", AGENT);
+    archive.program("bin/busybox", &programs.busybox);
+    archive.program("bin/witness", &programs.witness);
+    archive.data("mod/order", kernel.order().as_bytes());
+    for (name, module) in &kernel.modules {
+        archive.data(&format!("mod/{name}"), module);
+    }
+    archive.finish()
+}
+
+/// Writes the guest's files into a folder.
+pub(super) fn build(target: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), Failure> {
+    let write = |name: &str, content: &[u8]| {
+        let path = target.join(name);
+        fs::write(&path, content).map_err(Failure::file("write", &path))
+    };
+    write("vmlinuz", &kernel.image)?;
+    write("initrd", &initramfs(kernel, programs))?;
+    write("command-line", COMMAND_LINE.as_bytes())?;
+    let tree = tempfile::tempdir_in(target).map_err(Failure::file("make a folder in", target))?;
+    fill(tree.path())?;
+    let raw = tree.path().with_extension("raw");
+    FileSystem { label: "tiny", uuid: "7d9c1b52-0b6c-4c53-9f0e-3f6c1a6f0001", size: mebibytes(64) }
+        .make(tree.path(), &raw)?;
+    super::disk::to_qcow2(&raw, &target.join("disk.qcow2"))?;
+    fs::remove_file(&raw).map_err(Failure::file("remove", &raw))
+}
+
+/// Puts some files on the disk, so that there is something to compare and to lose.
+fn fill(tree: &Path) -> Result<(), Failure> {
+    let write = |name: &str, content: String| {
+        let path = tree.join(name);
+        fs::write(&path, content).map_err(Failure::file("write", &path))
+    };
+    write("hello", "a file that was there from the beginning\n".to_owned())?;
+    write("numbers", (0..20_000).map(|n| format!("{n}\n")).collect())
+}
