@@ -1,0 +1,125 @@
+//! Everything of a saved VM but the contents of its memory and disks.
+//!
+//! ```text
+//! header | configuration | RAM set-up | [early devices] | [switchover] |
+//! RAM end, no pages | device sections | end of stream | description (JSON)
+//!                   ^ pages belong between the set-up and what follows it
+//! ```
+//!
+//! It is a valid migration stream of a VM that has no pages to send, so it needs
+//! no format of its own, and QEMU's own tools can read it. All bytes are as they
+//! were sent but two: the section that ends RAM is written anew, and what is
+//! meant for the receiver of a live migration (return path, pings) is left out.
+
+use std::ops::Range;
+
+use crate::section::split_sections;
+use crate::{Description, Error, Event, Limits, Parser, RamBlock, Section, Step};
+
+/// The state of a VM's devices, and the table of its memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceState {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) machine: String,
+    pub(crate) ram_section: u32,
+    pub(crate) blocks: Vec<RamBlock>,
+    /// Where pages belong.
+    pub(crate) pages_at: usize,
+    /// The device sections, without the byte that ends the stream.
+    pub(crate) devices: Range<usize>,
+    pub(crate) description: Range<usize>,
+}
+
+impl DeviceState {
+    /// Reads what [`Self::as_bytes`] returned.
+    ///
+    /// # Errors
+    /// The bytes are not exactly that.
+    pub fn from_bytes(bytes: &[u8], limits: Limits) -> Result<Self, Error> {
+        let mut parser = Parser::new(limits);
+        let mut rest = bytes;
+        loop {
+            match parser.next(rest)? {
+                Step::Event { event: Event::Page { .. } | Event::ZeroPage { .. }, .. } => {
+                    let fault = "a page, which a device state does not have".into();
+                    return Err(Error::Malformed { offset: parser.offset(), fault });
+                }
+                Step::Event { consumed, .. } => rest = rest.get(consumed..).unwrap_or_default(),
+                Step::NeedMore { .. } => break,
+            }
+        }
+        let offset = parser.offset();
+        let state = parser.finish()?;
+        if state.bytes != bytes {
+            let fault = "the bytes are a stream, but not one without pages".into();
+            return Err(Error::Malformed { offset, fault });
+        }
+        Ok(state)
+    }
+
+    /// Returns the state as bytes: a stream without pages.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Returns the state as bytes without a copy.
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.bytes
+    }
+
+    /// Returns the machine type with its version, such as `pc-q35-10.0`.
+    pub fn machine(&self) -> &str {
+        &self.machine
+    }
+
+    /// Returns the table of RAM blocks; a [`crate::RamBlockId`] is a place in it.
+    pub fn ram_blocks(&self) -> &[RamBlock] {
+        &self.blocks
+    }
+
+    /// Returns the JSON text that describes the device sections.
+    pub fn description_bytes(&self) -> &[u8] {
+        &self.bytes[self.description.clone()]
+    }
+
+    /// Returns what the description says.
+    ///
+    /// # Errors
+    /// It is not what QEMU writes.
+    pub fn description(&self) -> Result<Description, Error> {
+        Description::parse(self.description_bytes())
+    }
+
+    /// Splits the device sections, and so checks that each one is complete.
+    ///
+    /// # Errors
+    /// They are not those that the description names, in its order.
+    pub fn sections(&self) -> Result<Vec<Section<'_>>, Error> {
+        split_sections(self.device_sections(), &self.description()?)
+    }
+
+    /// Returns the stream from its start to where pages belong.
+    pub(crate) fn before_pages(&self) -> &[u8] {
+        &self.bytes[..self.pages_at]
+    }
+
+    /// Returns the stream from where pages belong to its end.
+    pub(crate) fn after_pages(&self) -> &[u8] {
+        &self.bytes[self.pages_at..]
+    }
+
+    /// Returns the device sections, back to back.
+    pub(crate) fn device_sections(&self) -> &[u8] {
+        &self.bytes[self.devices.clone()]
+    }
+
+    /// Checks that pages had the size that the parser took them for.
+    pub(crate) fn check_page_size(&self) -> Result<(), Error> {
+        let page_size = self.description()?.page_size;
+        if page_size == tintype_types::BLOCK_SIZE as u64 {
+            return Ok(());
+        }
+        let offset = self.description.start as u64;
+        Err(Error::Unsupported { offset, feature: format!("a page size of {page_size} bytes") })
+    }
+}

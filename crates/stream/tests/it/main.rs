@@ -1,0 +1,7 @@
+//! The codec against real QEMU, and against input made to break it.
+
+#![cfg(test)]
+
+mod memory;
+mod qemu;
+mod round_trip;
