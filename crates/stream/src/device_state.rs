@@ -23,8 +23,12 @@ pub struct DeviceState {
     pub(crate) machine: String,
     pub(crate) ram_section: u32,
     pub(crate) blocks: Vec<RamBlock>,
+    /// Where the first section is.
+    pub(crate) setup_at: usize,
     /// Where pages belong.
     pub(crate) pages_at: usize,
+    /// Whether the devices' sections are announced to the receiver.
+    pub(crate) has_switchover: bool,
     /// The device sections, without the byte that ends the stream.
     pub(crate) devices: Range<usize>,
     pub(crate) description: Range<usize>,
@@ -96,6 +100,16 @@ impl DeviceState {
     /// They are not those that the description names, in its order.
     pub fn sections(&self) -> Result<Vec<Section<'_>>, Error> {
         split_sections(self.device_sections(), &self.description()?)
+    }
+
+    /// Returns the stream from its start to the first section.
+    pub(crate) fn before_setup(&self) -> &[u8] {
+        &self.bytes[..self.setup_at]
+    }
+
+    /// Returns the sections that describe memory.
+    pub(crate) fn setup(&self) -> &[u8] {
+        &self.bytes[self.setup_at..self.pages_at]
     }
 
     /// Returns the stream from its start to where pages belong.

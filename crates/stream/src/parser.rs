@@ -162,6 +162,7 @@ impl Parser {
     fn subsection<'b>(&mut self, input: &'b [u8]) -> Taken<'b> {
         let mut cursor = Cursor::new(input);
         if !configuration::subsection(&mut cursor, self.offset)? {
+            self.skeleton.begin_setup();
             self.state = State::Section;
             return Ok((0, None));
         }

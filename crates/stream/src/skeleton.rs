@@ -13,6 +13,8 @@ pub(crate) struct Skeleton {
     limit: ByteCount,
     machine: String,
     ram_section: Option<u32>,
+    /// Where the first section is.
+    setup_at: usize,
     /// Where pages belong: after the set-up, before the end of RAM.
     pages_at: Option<usize>,
     has_seen_pages: bool,
@@ -27,6 +29,7 @@ impl Skeleton {
             limit,
             machine: String::new(),
             ram_section: None,
+            setup_at: 0,
             pages_at: None,
             has_seen_pages: false,
             has_switched_over: false,
@@ -47,6 +50,11 @@ impl Skeleton {
 
     pub(crate) fn set_machine(&mut self, machine: &str) {
         machine.clone_into(&mut self.machine);
+    }
+
+    /// Notes that the configuration is over.
+    pub(crate) fn begin_setup(&mut self) {
+        self.setup_at = self.bytes.len();
     }
 
     pub(crate) fn set_ram_section(&mut self, section: u32) {
@@ -95,7 +103,9 @@ impl Skeleton {
             machine: self.machine,
             ram_section,
             blocks,
+            setup_at: self.setup_at,
             pages_at,
+            has_switchover: self.has_switched_over,
             devices: tail_at..tail_at + tail.devices_end,
             description: tail_at + tail.description.start..tail_at + tail.description.end,
             bytes: self.bytes,

@@ -9,69 +9,8 @@ use std::collections::HashSet;
 
 use tintype_types::BlockIndex;
 
-use crate::{Coverage, DeviceState, Error, Page, RamBlock, RamBlockId, wire};
-
-/// After how many pages a section ends. QEMU ends one after 50 ms at the latest;
-/// its receiver sets no bound.
-const SECTION_PAGES: u32 = 16 * 1024;
-
-/// Writes the records of pages, in sections of the RAM of one VM.
-#[derive(Debug)]
-pub(crate) struct PageWriter<'s> {
-    state: &'s DeviceState,
-    last_block: Option<RamBlockId>,
-    /// How many pages the section has that is open, if one is.
-    open: Option<u32>,
-    pub(crate) written: Coverage,
-}
-
-impl<'s> PageWriter<'s> {
-    pub(crate) fn new(state: &'s DeviceState) -> Self {
-        let written = Coverage::new(state.ram_blocks());
-        Self { state, last_block: None, open: None, written }
-    }
-
-    /// Appends the record of a page, without the page, opening a section if needed.
-    pub(crate) fn header(
-        &mut self,
-        out: &mut Vec<u8>,
-        block: RamBlockId,
-        page: BlockIndex,
-        flag: u64,
-    ) -> Result<(), Error> {
-        let Some(known) = self.state.ram_blocks().get(block.index()) else {
-            let (block, length) = (format!("number {}", block.0), Default::default());
-            return Err(Error::PageOutside { block, length, page });
-        };
-        if !known.contains(page) {
-            let (block, length) = (known.name.clone(), known.length);
-            return Err(Error::PageOutside { block, length, page });
-        }
-        if self.open.is_some_and(|pages| pages >= SECTION_PAGES) {
-            self.close(out);
-        }
-        if self.open.is_none() {
-            wire::put_continued_section(out, wire::SECTION_PART, self.state.ram_section);
-        }
-        self.open = Some(self.open.unwrap_or(0) + 1);
-        if self.last_block == Some(block) {
-            out.extend_from_slice(&(page.offset() | flag | wire::CONTINUE).to_be_bytes());
-        } else {
-            out.extend_from_slice(&(page.offset() | flag).to_be_bytes());
-            wire::put_name(out, &known.name);
-            self.last_block = Some(block);
-        }
-        self.written.insert(block, page);
-        Ok(())
-    }
-
-    /// Ends the section that is open, if one is.
-    pub(crate) fn close(&mut self, out: &mut Vec<u8>) {
-        if self.open.take().is_some() {
-            wire::put_end_of_pages(out, self.state.ram_section);
-        }
-    }
-}
+use crate::page_writer::PageWriter;
+use crate::{DeviceState, Error, Page, RamBlockId};
 
 /// Writes a stream that restores a VM before it runs.
 ///
@@ -113,9 +52,7 @@ impl<'s> RestoreWriter<'s> {
         page: BlockIndex,
         bytes: &Page,
     ) -> Result<(), Error> {
-        self.page_header(out, block, page)?;
-        out.extend_from_slice(bytes);
-        Ok(())
+        self.pages.page(out, block, page, bytes)
     }
 
     /// Appends what comes before the bytes of a page, which the caller must send
@@ -129,7 +66,7 @@ impl<'s> RestoreWriter<'s> {
         block: RamBlockId,
         page: BlockIndex,
     ) -> Result<(), Error> {
-        self.pages.header(out, block, page, wire::PAGE)
+        self.pages.page_header(out, block, page)
     }
 
     /// Appends a page that is all zero.
@@ -142,9 +79,7 @@ impl<'s> RestoreWriter<'s> {
         block: RamBlockId,
         page: BlockIndex,
     ) -> Result<(), Error> {
-        self.pages.header(out, block, page, wire::ZERO)?;
-        out.push(0);
-        Ok(())
+        self.pages.zero_page(out, block, page)
     }
 
     /// Appends everything that comes after the pages, which makes the receiver
@@ -153,14 +88,7 @@ impl<'s> RestoreWriter<'s> {
     /// # Errors
     /// A page was not written, and its block may not be partial; nothing is appended.
     pub fn finish(mut self, out: &mut Vec<u8>) -> Result<(), Error> {
-        for (id, block) in RamBlock::numbered(self.state.ram_blocks()) {
-            let missing = self.pages.written.missing(id);
-            if missing > 0 && !self.partial.contains(&id) {
-                let first = self.pages.written.first_missing(id).unwrap_or(BlockIndex(0));
-                let block = block.name.clone();
-                return Err(Error::Incomplete { block, missing, first });
-            }
-        }
+        self.pages.check_complete(|block| !self.partial.contains(&block))?;
         self.pages.close(out);
         out.extend_from_slice(self.state.after_pages());
         Ok(())

@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod lazy;
 mod memory;
 mod qemu;
 mod round_trip;

@@ -111,25 +111,28 @@ impl Qemu {
         self.ask("migrate", json!({ "uri": format!("unix:{}", path.display()) }));
         let mut bytes = Vec::new();
         listener.accept().unwrap().0.read_to_end(&mut bytes).unwrap();
-        self.wait_for_migration();
+        self.wait_for_migration("completed");
         bytes
     }
 
     /// Makes a VM that waits for a stream read it, and waits until it is loaded.
     pub(crate) fn load(&mut self, stream: &[u8]) {
-        let path = self.path("load");
-        self.ask("migrate-incoming", json!({ "uri": format!("unix:{}", path.display()) }));
-        let mut socket = retry(|| UnixStream::connect(&path).ok());
-        socket.write_all(stream).unwrap();
-        drop(socket);
-        self.wait_for_migration();
+        self.receive("migrate-incoming").write_all(stream).unwrap();
+        self.wait_for_migration("completed");
     }
 
-    pub(crate) fn wait_for_migration(&mut self) {
+    /// Makes a VM listen by this command, and connects to it.
+    pub(crate) fn receive(&mut self, command: &str) -> UnixStream {
+        let path = self.path(command);
+        self.ask(command, json!({ "uri": format!("unix:{}", path.display()) }));
+        retry(|| UnixStream::connect(&path).ok())
+    }
+
+    pub(crate) fn wait_for_migration(&mut self, wanted: &str) {
         retry(|| {
             let status = self.ask("query-migrate", json!({}))["status"].clone();
             assert_ne!(status, "failed");
-            (status == "completed").then_some(())
+            (status == wanted).then_some(())
         });
     }
 
