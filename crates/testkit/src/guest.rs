@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::image::guests_folder;
 use crate::{Disk, Error, Format, GuestKind, Qemu, Serial};
 
 /// How long a guest may take to boot. Emulated, on a busy machine: generous.
@@ -250,6 +251,19 @@ impl Prepared {
     /// Returns the port on 127.0.0.1 that leads to the guest's port 22, if it has a network.
     pub fn ssh_port(&self) -> Option<u16> {
         self.ssh_port
+    }
+
+    /// Returns the arguments that make `ssh` run a command as root in the Debian
+    /// guest, if it has a network; the command comes after them.
+    pub fn ssh_arguments(&self) -> Option<Vec<String>> {
+        let port = self.ssh_port?;
+        let key = guests_folder().join("ssh/client");
+        let options = "-oBatchMode=yes -oStrictHostKeyChecking=no -oUserKnownHostsFile=/dev/null \
+                       -oLogLevel=ERROR -oIdentitiesOnly=yes -oConnectTimeout=60";
+        let mut arguments: Vec<String> = options.split(' ').map(str::to_owned).collect();
+        arguments.extend(["-i".to_owned(), text(&key), "-p".to_owned(), port.to_string()]);
+        arguments.push("root@127.0.0.1".to_owned());
+        Some(arguments)
     }
 
     /// Adds arguments to the end of the command line.

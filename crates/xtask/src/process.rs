@@ -1,5 +1,6 @@
 //! Starts other programs and takes their failure seriously. No shell is involved.
 
+use std::fs::File;
 use std::process::{Command, Stdio};
 
 use crate::failure::Failure;
@@ -9,13 +10,20 @@ pub(crate) fn run(command: &mut Command) -> Result<(), Failure> {
     capture(command).map(drop)
 }
 
+/// Runs a program to its end with a file as its standard input.
+pub(crate) fn run_with(command: &mut Command, input: File) -> Result<(), Failure> {
+    finish(command.stdin(input)).map(drop)
+}
+
 /// Runs a program to its end and returns what it printed on standard output.
 pub(crate) fn capture(command: &mut Command) -> Result<String, Failure> {
+    finish(command.stdin(Stdio::null()))
+}
+
+fn finish(command: &mut Command) -> Result<String, Failure> {
     let shown = describe(command);
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|source| Failure::Start { command: shown.clone(), source })?;
+    let output =
+        command.output().map_err(|source| Failure::Start { command: shown.clone(), source })?;
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr).trim_end().to_owned();
         return Err(Failure::Ended { command: shown, status: output.status, stderr });

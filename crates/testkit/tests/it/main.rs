@@ -3,6 +3,7 @@
 //! Needs the guests that `cargo xtask guests` builds, and says so if they are missing.
 #![expect(clippy::print_stderr, reason = "a test that cannot run says why")]
 
+mod debian;
 mod tiny;
 
 use tintype_testkit::GuestKind;

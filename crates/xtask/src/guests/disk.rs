@@ -1,7 +1,7 @@
 //! Makes file systems and disk images of folders, without mounting anything, so
 //! that the same folder gives the same bytes.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 use std::process::Command;
 
@@ -38,6 +38,51 @@ impl FileSystem {
         command.args(["-L", self.label, "-U", self.uuid, "-E", &extended, "-d"]);
         command.arg(tree).arg(image);
         process::run(command.env("E2FSPROGS_FAKE_TIME", BUILD_TIME))
+    }
+}
+
+/// A disk with one partition, which a file system fills.
+pub(super) struct PartitionedDisk {
+    pub(super) uuid: &'static str,
+    /// In bytes; the table at the end needs some of it.
+    pub(super) size: u64,
+    /// The partition's name.
+    pub(super) partition: &'static str,
+    pub(super) file_system: FileSystem,
+}
+
+impl PartitionedDisk {
+    /// Makes a qcow2 image of the disk with everything that is in `tree`.
+    pub(super) fn make(&self, tree: &Path, image: &Path) -> Result<(), Failure> {
+        let (raw, part) = (image.with_extension("raw"), image.with_extension("part"));
+        self.file_system.make(tree, &part)?;
+        let file = File::create(&raw).map_err(Failure::file("make", &raw))?;
+        file.set_len(self.size).map_err(Failure::file("size", &raw))?;
+        let script = raw.with_extension("sfdisk");
+        fs::write(&script, self.table()).map_err(Failure::file("write", &script))?;
+        let script = File::open(&script).map_err(Failure::file("read", &script))?;
+        process::run_with(Command::new("sfdisk").arg("--quiet").arg(&raw), script)?;
+        let mut copy = Command::new("dd");
+        copy.args(["bs=1M", "seek=1", "conv=sparse,notrunc", "status=none"]);
+        copy.arg(format!("if={}", part.display())).arg(format!("of={}", raw.display()));
+        process::run(&mut copy)?;
+        to_qcow2(&raw, image)?;
+        [&raw, &part, &raw.with_extension("sfdisk")]
+            .iter()
+            .try_for_each(|path| fs::remove_file(path).map_err(Failure::file("remove", path)))
+    }
+
+    /// Returns the partition table as `sfdisk` reads it. The partition starts at
+    /// 1 MiB, and has the file system's UUID.
+    fn table(&self) -> String {
+        let Self { uuid, partition, file_system, .. } = self;
+        let sectors = file_system.size / 512;
+        let kind = "0FC63DAF-8483-4772-8E79-3D69D8477DE4";
+        format!(
+            "label: gpt\nlabel-id: {uuid}\n\
+             start=2048, size={sectors}, type={kind}, uuid={}, name={partition}\n",
+            file_system.uuid
+        )
     }
 }
 

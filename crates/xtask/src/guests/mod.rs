@@ -5,9 +5,11 @@
 //! `vmlinuz`, `initrd`, `disk.qcow2` and `command-line`.
 
 mod cache;
+mod debian;
 mod disk;
 mod initramfs;
 mod kernel;
+mod ssh;
 mod tiny;
 
 use std::fs;
@@ -16,6 +18,7 @@ use std::process::Command;
 
 use cache::{Cache, Key};
 use kernel::Kernel;
+use ssh::SshKeys;
 use tiny::Programs;
 
 use crate::failure::Failure;
@@ -48,7 +51,8 @@ pub(crate) fn ensure() -> Result<(), Failure> {
         include_bytes!("initramfs.rs"),
     ]);
     cache.ensure("tiny", &key, |target| tiny::build(target, &kernel, &programs))?;
-    Ok(())
+    let keys = SshKeys::ensure(&cache)?;
+    debian::Recipe { apt: &apt, kernel: &kernel, programs: &programs, keys: &keys }.ensure(&cache)
 }
 
 /// Returns the statically linked busybox of Debian's package.

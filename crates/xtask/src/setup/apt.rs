@@ -99,6 +99,13 @@ impl Apt {
         Ok(sites)
     }
 
+    /// Returns the proxies in apt's configuration, as lines of that configuration.
+    pub(crate) fn proxies(&self) -> Result<Vec<String>, Failure> {
+        let text = process::capture(Command::new("apt-config").args(["dump", "Acquire"]))?;
+        let is_proxy = |line: &&str| line.split(' ').next().is_some_and(|k| k.ends_with("::Proxy"));
+        Ok(text.lines().filter(is_proxy).map(str::to_owned).collect())
+    }
+
     /// Fetches packages (`name` or `name=version`) into a folder and unpacks them all
     /// into `target`, without installing anything.
     pub(crate) fn unpack(&self, packages: &[String], target: &Path) -> Result<(), Failure> {
