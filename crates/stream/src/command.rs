@@ -194,3 +194,64 @@ fn read_discard(len: u16, payload: &mut Cursor<'_>) -> Result<Option<Command>, H
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Checks that the command has this form, and is read from it.
+    fn check(command: &Command, bytes: &[u8]) {
+        let mut out = Vec::new();
+        command.write(&mut out);
+        assert_eq!(out, bytes, "{command:?}");
+        let mut cursor = Cursor::new(&bytes[1..]);
+        assert_eq!(Command::read(&mut cursor, 0).unwrap(), *command);
+        assert_eq!(cursor.position(), bytes.len() - 1);
+        for end in 1..bytes.len() {
+            let cut = Command::read(&mut Cursor::new(&bytes[1..end]), 0);
+            assert!(matches!(cut, Err(Halt::Short(_))), "{command:?} cut at {end}");
+        }
+    }
+
+    #[test]
+    fn commands_have_the_form_that_qemu_reads() {
+        check(&Command::OpenReturnPath, b"\x08\0\x01\0\0");
+        check(&Command::Ping(7), b"\x08\0\x02\0\x04\0\0\0\x07");
+        check(
+            &Command::PostcopyAdvise { host_page_sizes: 0x20_1000, page_size: 0x1000 },
+            b"\x08\0\x03\0\x10\0\0\0\0\0\x20\x10\0\0\0\0\0\0\0\x10\0",
+        );
+        check(&Command::PostcopyListen, b"\x08\0\x04\0\0");
+        check(&Command::PostcopyRun, b"\x08\0\x05\0\0");
+        check(
+            &Command::PostcopyRamDiscard {
+                block: "ab".into(),
+                ranges: vec![DiscardRange { start: 0x1000, length: 0x3000 }],
+            },
+            b"\x08\0\x06\0\x15\0\x02ab\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x30\0",
+        );
+        check(&Command::Packaged { length: 258 }, b"\x08\0\x07\0\x04\0\0\x01\x02");
+        check(&Command::EnableColo, b"\x08\0\x08\0\0");
+        check(&Command::PostcopyResume, b"\x08\0\x09\0\0");
+        check(&Command::ReceivedBitmap { block: "ab".into() }, b"\x08\0\x0a\0\x03\x02ab");
+        check(&Command::SwitchoverStart, b"\x08\0\x0b\0\0");
+    }
+
+    #[test]
+    fn commands_of_another_form_are_refused() {
+        let check = |bytes: &[u8]| {
+            let read = Command::read(&mut Cursor::new(bytes), 0);
+            assert!(matches!(read, Err(Halt::Bad(_))), "{bytes:?}: {read:?}");
+        };
+        check(b"\0\0\0\0");
+        check(b"\0\x0c\0\0");
+        check(b"\0\x01\0\x01\0");
+        check(b"\0\x02\0\x02\0\0");
+        check(b"\0\x03\0\0");
+        check(b"\0\x06\0\x05\0\x02ab\0");
+        check(b"\0\x06\0\x06\0\x02ab\0\0");
+        check(b"\0\x06\0\x15\x01\x02ab\0\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\x30\0");
+        check(b"\0\x0a\0\x03\x01ab");
+        check(b"\0\x0a\0\x03\x03ab");
+    }
+}

@@ -173,3 +173,89 @@ impl ReturnPathParser {
         Error::Malformed { offset: self.offset, fault }.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tintype_types::ByteCount;
+
+    use super::*;
+
+    fn parser() -> ReturnPathParser {
+        let mut blocks = RamBlocks::default();
+        for (name, pages) in [("pc.ram", 70), ("rom", 1)] {
+            blocks.push(RamBlock { name: name.into(), length: ByteCount(pages << 12) });
+        }
+        ReturnPathParser { blocks, last_block: None, offset: 0 }
+    }
+
+    fn request(block: u16, first: u64, count: u64) -> ReturnMessage<'static> {
+        let (block, first) = (RamBlockId(block), BlockIndex(first));
+        ReturnMessage::RequestPages { block, first, count }
+    }
+
+    /// Checks that the bytes are these messages, however they are cut.
+    fn check(bytes: &[u8], expected: &[ReturnMessage<'_>]) {
+        let mut parser = parser();
+        let mut rest = bytes;
+        for message in expected {
+            let (found, len) = parser.next(rest).unwrap().unwrap();
+            assert_eq!(found, *message);
+            for end in 0..len {
+                assert_eq!(parser.next(&rest[..end]).unwrap(), None, "cut at {end}");
+            }
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+    }
+
+    fn check_refused(bytes: &[u8], fact: &str) {
+        let error = parser().next(bytes).unwrap_err().to_string();
+        assert!(error.contains(fact), "{error}");
+    }
+
+    #[test]
+    fn messages_are_those_that_qemu_writes() {
+        check(b"\0\x01\0\x04\0\0\0\0", &[ReturnMessage::Shut { failed: false }]);
+        check(b"\0\x01\0\x04\0\0\0\x01", &[ReturnMessage::Shut { failed: true }]);
+        check(b"\0\x02\0\x04\0\0\0\x03", &[ReturnMessage::Pong(3)]);
+        check(b"\0\x06\0\x04\0\0\0\x01", &[ReturnMessage::ResumeAck]);
+        check(b"\0\x07\0\0", &[ReturnMessage::SwitchoverAck]);
+        check(
+            b"\0\x03\0\x13\0\0\0\0\0\0\x10\0\0\0\x10\0\x06pc.ram\
+              \0\x04\0\x0c\0\0\0\0\0\x04\0\0\0\0\x60\0\
+              \0\x03\0\x10\0\0\0\0\0\0\0\0\0\0\x10\0\x03rom\
+              \0\x04\0\x0c\0\0\0\0\0\0\0\0\0\0\x10\0",
+            &[request(0, 1, 1), request(0, 64, 6), request(1, 0, 1), request(1, 0, 1)],
+        );
+        check(
+            b"\0\x05\0\x04\x03rom\0\0\0\0\0\0\0\x08\x01\0\0\0\0\0\0\0\
+              \x01\x23\x45\x67\x89\xab\xcd\xef",
+            &[ReturnMessage::ReceivedBitmap {
+                block: RamBlockId(1),
+                bitmap: &[1, 0, 0, 0, 0, 0, 0, 0],
+            }],
+        );
+    }
+
+    #[test]
+    fn messages_of_another_form_are_refused() {
+        check_refused(b"\0\0\0\0", "message 0");
+        check_refused(b"\0\x08\0\0", "message 8");
+        check_refused(b"\0\x06\0\x04\0\0\0\x02", "message 6");
+        check_refused(b"\0\x04\0\x0c\0\0\0\0\0\0\x10\0\0\0\x10\0", "for no block");
+        check_refused(b"\0\x03\0\x0f\0\0\0\0\0\0\0\0\0\0\x10\0\x02vm", "\"vm\"");
+        check_refused(b"\0\x03\0\x11\0\0\0\0\0\0\0\0\0\0\x10\0\x03rom", "\"rom\"");
+        let rom = |start: &[u8; 8], len: &[u8; 4]| {
+            [b"\0\x03\0\x10", start.as_slice(), len, b"\x03rom"].concat()
+        };
+        check_refused(&rom(b"\0\0\0\0\0\0\x10\0", b"\0\0\x10\0"), "at 0x1000");
+        check_refused(&rom(b"\0\0\0\0\0\0\0\0", b"\0\0\x20\0"), "8192 bytes");
+        check_refused(&rom(b"\0\0\0\0\0\0\0\0", b"\0\0\0\0"), "for 0 bytes");
+        check_refused(&rom(b"\0\0\0\0\0\0\0\x01", b"\0\0\0\x01"), "for 1 bytes");
+        check_refused(&rom(b"\xff\xff\xff\xff\xff\xff\xf0\0", b"\0\0\x10\0"), "0xffff");
+        let bitmap = b"\0\x05\0\x04\x03rom\0\0\0\0\0\0\0\x10";
+        check_refused(bitmap, "16 bytes for 1 pages");
+        let ending = b"\0\x05\0\x04\x03rom\0\0\0\0\0\0\0\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
+        check_refused(ending, "ends in 0x0");
+    }
+}

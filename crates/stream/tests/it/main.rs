@@ -2,7 +2,10 @@
 
 #![cfg(test)]
 
+mod faults;
+mod hostile;
 mod lazy;
 mod memory;
 mod qemu;
 mod round_trip;
+mod synthetic;
