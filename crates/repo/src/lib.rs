@@ -1,1 +1,52 @@
-//! The repository: snapshots as deduplicated, verified images and blobs. It never sees a VM.
+//! The repository: snapshots as deduplicated, verified images and blobs.
+//!
+//! ```text
+//! Repository ─ begin ─► Session ─ image ─► ImageWriter ─ finish ─► ImageRoot ─┐
+//!     │                    └───── blob ──────────────────────────► BlobId ────┤
+//!     │                    └───── commit ◄──────────────────────── draft ◄────┘
+//!     └─ open_image ─► ImageReader
+//! ```
+//!
+//! Everything read is verified before it is returned, and damage is an error
+//! that names its place. A snapshot needs no other snapshot. The format is in
+//! `docs/format.md`, who may do what at the same time in `docs/locking.md`.
+//!
+//! This crate never sees a VM, prints nothing and reads no environment.
+
+mod blob;
+mod cache;
+mod commit;
+mod diff;
+mod error;
+mod frame;
+mod heal;
+mod image;
+mod keys;
+mod lanes;
+mod listing;
+mod node;
+mod pages;
+mod pointer;
+mod reader;
+mod record;
+mod repository;
+mod segment;
+mod session;
+mod sink;
+mod store;
+mod tree;
+mod vault;
+mod verify;
+mod weave;
+mod wire;
+mod writer;
+
+pub use error::{Damage, Error, Kind};
+pub use listing::Listing;
+pub use reader::{DataExtents, ImageReader, Piece, Sequence};
+pub use record::{BlobId, NamedImage, SnapshotDraft, SnapshotRecord};
+pub use repository::{InitParams, Repository, Usage};
+pub use session::{ImageParams, Session, SessionParams, SessionStats, Unwritten};
+pub use tree::ImageRoot;
+pub use verify::{Progress, VerifyLevel, VerifyReport};
+pub use writer::ImageWriter;

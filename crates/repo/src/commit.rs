@@ -1,0 +1,64 @@
+//! Committing a session: the checks before, and the one write that counts.
+
+use std::collections::HashSet;
+
+use crate::Error;
+use crate::listing;
+use crate::record::{MAX_OUTCOME, Outcome, SnapshotDraft, SnapshotRecord, outcome_key};
+use crate::session::Core;
+use crate::store::Put;
+
+/// Checks a draft before anything irreversible is done.
+pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
+    let images = draft.images.iter().map(|image| &image.name);
+    let blobs = draft.blobs.iter().map(|(name, _)| name);
+    for names in [images.collect::<Vec<_>>(), blobs.collect()] {
+        let mut seen = HashSet::new();
+        if let Some(name) = names.into_iter().find(|name| !seen.insert(*name)) {
+            return Err(Error::Invalid(format!("the snapshot has two parts named `{name}`")));
+        }
+    }
+    for image in &draft.images {
+        if let Some(base) = &image.root.base {
+            core.vault.node(base)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts the outcome. All segments must be stored.
+pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+    let newest = listing::list(&core.vault)?.records.last().map_or(0, |record| record.sequence);
+    let record = SnapshotRecord {
+        id: core.id,
+        sequence: newest + 1,
+        created: draft.created,
+        vm: draft.vm,
+        vm_name: draft.vm_name,
+        name: draft.name,
+        parent: draft.parent,
+        images: draft.images,
+        blobs: draft.blobs,
+        details: draft.details,
+        stats: core.stats(),
+    };
+    let key = outcome_key(core.id);
+    let outcome = Outcome::Committed(Box::new(record.clone()));
+    let bytes = outcome.encode(&core.vault.keys, core.vault.id, &key);
+    if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_OUTCOME) {
+        return Err(Error::Invalid(format!("a record of {} bytes is too long", bytes.len())));
+    }
+    match core.vault.store.put_if_absent(&key, &bytes) {
+        Ok(Put::Created) => Ok(record),
+        // Either this very record, whose first answer was lost, or the abort
+        // of someone who took this session for dead.
+        Ok(Put::Existed) => match core.vault.store.get(&key, MAX_OUTCOME)? == bytes {
+            true => Ok(record),
+            false => Err(Error::Fenced(core.id)),
+        },
+        Err(error) => match core.vault.store.get(&key, MAX_OUTCOME) {
+            Ok(there) if there == bytes => Ok(record),
+            _ => Err(error),
+        },
+    }
+}

@@ -1,0 +1,236 @@
+//! Frames: the unit of compression and reading.
+//!
+//! ```text
+//! 0  magic    4  "TFRM"
+//! 4  kind     1  1 blocks, 2 node, 3 blob chunk
+//! 5  codec    1  0 raw, 1 zstd
+//! 6  number   2  the frame's number in its segment
+//! 8  stored   4  bytes after this header
+//! 12 raw      4  bytes when decoded
+//! 16 checksum 8  start of the BLAKE3 of the stored bytes
+//! ```
+//!
+//! The checksum finds damage without any key; what a reader trusts is the id
+//! of the decoded bytes, which is checked elsewhere.
+
+use std::cell::RefCell;
+
+use tintype_types::BLOCK_SIZE;
+use zstd::bulk::{Compressor, Decompressor};
+
+use crate::wire::{Fields, Malformed};
+
+/// The length of a frame's header.
+pub(crate) const HEADER_LEN: usize = 24;
+/// The most blocks of a frame.
+pub(crate) const MAX_BLOCKS: usize = 16;
+/// The most decoded bytes of a frame of any kind.
+pub(crate) const MAX_RAW: usize = 1 << 20;
+
+const MAGIC: [u8; 4] = *b"TFRM";
+
+/// What a frame holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum FrameKind {
+    Blocks = 1,
+    Node = 2,
+    Blob = 3,
+}
+
+impl FrameKind {
+    pub(crate) fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            1 => Ok(FrameKind::Blocks),
+            2 => Ok(FrameKind::Node),
+            3 => Ok(FrameKind::Blob),
+            _ => Err(Malformed("a frame has an unknown kind")),
+        }
+    }
+}
+
+/// How a frame's bytes are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Codec {
+    Raw = 0,
+    Zstd = 1,
+}
+
+impl Codec {
+    pub(crate) fn from_byte(byte: u8) -> Result<Self, Malformed> {
+        match byte {
+            0 => Ok(Codec::Raw),
+            1 => Ok(Codec::Zstd),
+            _ => Err(Malformed("a frame has an unknown codec")),
+        }
+    }
+}
+
+/// The header of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    pub kind: FrameKind,
+    pub codec: Codec,
+    pub number: u16,
+    pub stored: u32,
+    pub raw: u32,
+    pub checksum: [u8; 8],
+}
+
+impl FrameHeader {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(&[self.kind as u8, self.codec as u8]);
+        out.extend_from_slice(&self.number.to_le_bytes());
+        out.extend_from_slice(&self.stored.to_le_bytes());
+        out.extend_from_slice(&self.raw.to_le_bytes());
+        out.extend_from_slice(&self.checksum);
+    }
+
+    /// Reads the header at the start of a frame's bytes and checks that the
+    /// rest of the bytes is what it describes.
+    pub(crate) fn decode(frame: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+        let mut fields = Fields::new(frame);
+        if fields.array()? != MAGIC {
+            return Err(Malformed("there is no frame"));
+        }
+        let header = Self {
+            kind: FrameKind::from_byte(fields.u8()?)?,
+            codec: Codec::from_byte(fields.u8()?)?,
+            number: fields.u16()?,
+            stored: fields.u32()?,
+            raw: fields.u32()?,
+            checksum: fields.array()?,
+        };
+        let stored = &frame[HEADER_LEN..];
+        if usize::try_from(header.stored) != Ok(stored.len()) {
+            return Err(Malformed("a frame has the wrong length"));
+        }
+        if checksum(stored) != header.checksum {
+            return Err(Malformed("the checksum of a frame does not match"));
+        }
+        Ok((header, stored))
+    }
+}
+
+/// Returns the checksum of a frame's stored bytes.
+pub(crate) fn checksum(stored: &[u8]) -> [u8; 8] {
+    *blake3::hash(stored).as_bytes().first_chunk().expect("a hash has 32 bytes")
+}
+
+/// Compresses frames and proves each one by decoding it again.
+pub(crate) struct Encoder {
+    compressor: Compressor<'static>,
+    decompressor: Decompressor<'static>,
+    packed: Vec<u8>,
+    proof: Vec<u8>,
+}
+
+impl Encoder {
+    /// Makes an encoder for one thread.
+    pub(crate) fn new() -> Self {
+        Self {
+            compressor: Compressor::new(1).expect("zstd has a level 1"),
+            decompressor: Decompressor::new().expect("zstd needs no more than memory"),
+            packed: vec![0; zstd::zstd_safe::compress_bound(MAX_BLOCKS * BLOCK_SIZE)],
+            proof: Vec::new(),
+        }
+    }
+
+    /// Encodes the bytes; returns the smaller of them and their zstd form,
+    /// the latter only if it decodes to the same bytes.
+    pub(crate) fn encode<'a>(&'a mut self, raw: &'a [u8]) -> (Codec, &'a [u8]) {
+        if !self.worthwhile(raw) {
+            return (Codec::Raw, raw);
+        }
+        self.packed.resize(zstd::zstd_safe::compress_bound(raw.len()).max(self.packed.len()), 0);
+        let Ok(len) = self.compressor.compress_to_buffer(raw, &mut self.packed[..]) else {
+            return (Codec::Raw, raw);
+        };
+        if len + len / 32 >= raw.len() {
+            return (Codec::Raw, raw);
+        }
+        self.proof.resize(raw.len().max(self.proof.len()), 0);
+        let proof = &mut self.proof[..raw.len()];
+        match self.decompressor.decompress_to_buffer(&self.packed[..len], proof) {
+            Ok(decoded) if decoded == raw.len() && *proof == *raw => {
+                (Codec::Zstd, &self.packed[..len])
+            }
+            _ => {
+                tracing::error!("zstd did not give back what it was given; stored raw");
+                (Codec::Raw, raw)
+            }
+        }
+    }
+
+    /// Tries the first block: data that zstd shortens by less than a
+    /// twentieth is not worth the time.
+    fn worthwhile(&mut self, raw: &[u8]) -> bool {
+        if raw.len() < 4 * BLOCK_SIZE {
+            return true;
+        }
+        match self.compressor.compress_to_buffer(&raw[..BLOCK_SIZE], &mut self.packed[..]) {
+            Ok(len) => len + BLOCK_SIZE / 20 <= BLOCK_SIZE,
+            Err(_) => false,
+        }
+    }
+}
+
+thread_local! {
+    static DECOMPRESSOR: RefCell<Decompressor<'static>> =
+        RefCell::new(Decompressor::new().expect("zstd needs no more than memory"));
+}
+
+/// Decodes the stored bytes of a frame to exactly `raw` bytes.
+pub(crate) fn decode(codec: Codec, stored: &[u8], raw: u32) -> Result<Vec<u8>, Malformed> {
+    let raw = usize::try_from(raw).unwrap_or(usize::MAX);
+    if raw > MAX_RAW {
+        return Err(Malformed("a frame is larger than a frame can be"));
+    }
+    let bytes = match codec {
+        Codec::Raw => stored.to_vec(),
+        Codec::Zstd => DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress(stored, raw))
+            .map_err(|_| Malformed("zstd cannot decode it"))?,
+    };
+    if bytes.len() != raw {
+        return Err(Malformed("a frame decodes to the wrong length"));
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(raw: &[u8], expected: Codec) {
+        let mut encoder = Encoder::new();
+        let (codec, stored) = encoder.encode(raw);
+        assert_eq!(codec, expected);
+        let len = u32::try_from(raw.len()).unwrap();
+        assert_eq!(decode(codec, stored, len).unwrap(), raw);
+        assert!(decode(codec, stored, len + 1).is_err());
+        assert!(decode(codec, &stored[..stored.len() - 1], len).is_err());
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        blake3::Hasher::new().finalize_xof().fill(&mut bytes);
+        bytes
+    }
+
+    #[test]
+    fn frames_decode_to_what_was_encoded() {
+        check(&[7; 65536], Codec::Zstd);
+        check(&[7; 4096], Codec::Zstd);
+        check(&noise(65536), Codec::Raw);
+        check(&noise(4096), Codec::Raw);
+        check(&[3; MAX_RAW], Codec::Zstd);
+    }
+
+    #[test]
+    fn a_bomb_is_refused_before_memory_is_taken() {
+        assert!(decode(Codec::Zstd, &[0; 10], u32::MAX).is_err());
+    }
+}

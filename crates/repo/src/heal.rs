@@ -1,0 +1,44 @@
+//! Ending what died: sessions whose process is gone.
+//!
+//! Order: the outcome first (it fences the session), then its segments, then
+//! its slot. Killed anywhere in between, the next open goes on.
+
+use tintype_types::SnapshotId;
+
+use crate::Error;
+use crate::pointer::segment_prefix;
+use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
+use crate::store::{Holder, Put};
+use crate::vault::Vault;
+
+/// Ends all sessions of this machine whose process has died.
+pub(crate) fn end_dead_sessions(vault: &Vault) -> Result<(), Error> {
+    vault.store.sweep()?;
+    for listed in vault.store.list("slot/")? {
+        let session = listed.key.rsplit('/').next().and_then(|id| id.parse().ok());
+        let Some(session) = session else { continue };
+        if vault.store.holder(&listed.key)? == Holder::Gone {
+            end(vault, session, &listed.key)?;
+        }
+    }
+    Ok(())
+}
+
+/// Ends one session, whose process has died or gives it up.
+pub(crate) fn end(vault: &Vault, session: SnapshotId, slot: &str) -> Result<(), Error> {
+    let key = outcome_key(session);
+    let aborted = Outcome::Aborted.encode(&vault.keys, vault.id, &key);
+    let is_aborted = match vault.store.put_if_absent(&key, &aborted)? {
+        Put::Created => true,
+        // A damaged outcome may be that of a committed snapshot: keep all.
+        Put::Existed => vault.store.get(&key, MAX_OUTCOME)? == aborted,
+    };
+    if is_aborted {
+        tracing::info!(%session, "removing what a dead session left");
+        for segment in vault.store.list(&segment_prefix(session))? {
+            vault.store.delete(&segment.key)?;
+        }
+    }
+    vault.store.delete(slot)?;
+    if is_aborted { vault.store.delete(&key) } else { Ok(()) }
+}

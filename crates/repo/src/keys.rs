@@ -1,0 +1,77 @@
+//! The keys that a repository's master key gives, and the ids made with them.
+//!
+//! Every kind of id has a key of its own, so that bytes of one kind can never
+//! pass for another. This file reads and writes no key slots.
+
+use std::fmt;
+
+use tintype_types::{BLOCK_SIZE, RepositoryId};
+
+use crate::pointer::{BlockId, FrameId, NodeId};
+
+/// The keys of an open repository.
+pub(crate) struct Keys {
+    block: [u8; 32],
+    frame: [u8; 32],
+    node: [u8; 32],
+    record: [u8; 32],
+}
+
+impl fmt::Debug for Keys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Keys")
+    }
+}
+
+impl Keys {
+    /// Derives all keys from the 256-bit master key.
+    pub(crate) fn derive(master: &[u8; 32]) -> Self {
+        let key = |context| blake3::derive_key(context, master);
+        Self {
+            block: key("tintype 1 block id"),
+            frame: key("tintype 1 frame id"),
+            node: key("tintype 1 node id"),
+            record: key("tintype 1 record tag"),
+        }
+    }
+
+    /// Returns the id of a block.
+    pub(crate) fn block_id(&self, block: &[u8]) -> BlockId {
+        debug_assert_eq!(block.len(), BLOCK_SIZE);
+        BlockId(shorten(blake3::keyed_hash(&self.block, block)))
+    }
+
+    /// Returns the id of a frame that holds these blocks in this order.
+    pub(crate) fn frame_id(&self, blocks: &[BlockId]) -> FrameId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.frame);
+        for block in blocks {
+            hasher.update(&block.0);
+        }
+        FrameId(shorten(hasher.finalize()))
+    }
+
+    /// Returns the id of a node or blob chunk; its first byte says which.
+    pub(crate) fn node_id(&self, kind: u8, bytes: &[u8]) -> NodeId {
+        let mut hasher = blake3::Hasher::new_keyed(&self.node);
+        hasher.update(&[kind]).update(bytes);
+        NodeId(*hasher.finalize().as_bytes())
+    }
+
+    /// Returns the tag that authenticates a record under its object key.
+    pub(crate) fn record_tag(&self, repository: RepositoryId, key: &str, bytes: &[u8]) -> [u8; 32] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.record);
+        hasher.update(repository.as_bytes());
+        hasher.update(&u64::try_from(key.len()).expect("a key is short").to_le_bytes());
+        hasher.update(key.as_bytes()).update(bytes);
+        *hasher.finalize().as_bytes()
+    }
+}
+
+/// Returns what proves, without revealing it, that a master key is the right one.
+pub(crate) fn commitment(master: &[u8; 32]) -> [u8; 32] {
+    blake3::derive_key("tintype 1 master key commitment", master)
+}
+
+fn shorten(hash: blake3::Hash) -> [u8; 20] {
+    *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+}

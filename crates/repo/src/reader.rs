@@ -1,0 +1,318 @@
+//! Reading images: any bytes at random, and all data in order.
+//!
+//! What is returned was verified; damage is an error and never zeroes.
+
+use std::sync::Arc;
+use std::thread;
+
+use crossbeam_channel::Receiver;
+use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
+
+use crate::Error;
+use crate::node::{Entry, Part, REGION_BLOCKS};
+use crate::pointer::{FramePointer, NodePointer};
+use crate::tree::{self, ImageRoot, LEAF_SIZE, as_leaf};
+use crate::vault::Vault;
+
+const BLOCK: u64 = BLOCK_SIZE as u64;
+const REGION_SIZE: u64 = BLOCK * REGION_BLOCKS as u64;
+/// The longest piece of a [`Sequence`].
+const PIECE: u64 = 1 << 20;
+/// Pieces that each thread of a [`Sequence`] reads ahead.
+const AHEAD: usize = 4;
+
+/// Reads one image. Cheap to clone; any number of threads may use it.
+#[derive(Debug, Clone)]
+pub struct ImageReader {
+    vault: Arc<Vault>,
+    root: ImageRoot,
+}
+
+/// The frame that was read last, so that reading in order decodes it once.
+type Last = Option<(FramePointer, Arc<Vec<u8>>)>;
+
+/// Where frames come from: the cache, or past it.
+type FrameSource<'a> = &'a dyn Fn(&FramePointer) -> Result<Arc<Vec<u8>>, Error>;
+
+impl ImageReader {
+    pub(crate) fn new(vault: Arc<Vault>, root: ImageRoot) -> Self {
+        Self { vault, root }
+    }
+
+    /// Returns the size of the image.
+    pub fn size(&self) -> ByteCount {
+        self.root.size
+    }
+
+    /// Fills `buf` with the bytes from `offset` on; no alignment is needed.
+    /// The range has to lie within the image.
+    pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        self.read(offset, buf, &|frame| self.vault.frame(frame))
+    }
+
+    /// Returns the ranges that are not zero, in order and joined.
+    pub fn data_extents(&self) -> DataExtents {
+        DataExtents { reader: self.clone(), leaf: 0, found: Vec::new().into_iter(), open: None }
+    }
+
+    /// Reads all data in order, ahead of the caller and with several threads.
+    pub fn sequence(&self, threads: usize) -> Sequence {
+        Sequence::start(self, threads.max(1))
+    }
+
+    fn read(&self, offset: u64, buf: &mut [u8], frame: FrameSource<'_>) -> Result<(), Error> {
+        let len = u64::try_from(buf.len()).expect("a usize fits in 64 bits");
+        let size = self.size().get();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return Err(Error::Invalid(format!(
+                "{len} bytes at {offset} are not within an image of {size} bytes"
+            )));
+        }
+        let mut last = None;
+        let (mut offset, mut rest) = (offset, buf);
+        while !rest.is_empty() {
+            let room = usize::try_from(REGION_SIZE - offset % REGION_SIZE).unwrap_or(usize::MAX);
+            let (piece, later) = rest.split_at_mut(room.min(rest.len()));
+            self.read_region(offset, piece, frame, &mut last)?;
+            offset += u64::try_from(piece.len()).expect("a usize fits in 64 bits");
+            rest = later;
+        }
+        Ok(())
+    }
+
+    /// Fills a piece of one region.
+    fn read_region(
+        &self,
+        offset: u64,
+        piece: &mut [u8],
+        frame: FrameSource<'_>,
+        last: &mut Last,
+    ) -> Result<(), Error> {
+        piece.fill(0);
+        let Some(node) = self.vault.leaf(&self.root, offset / LEAF_SIZE)? else { return Ok(()) };
+        let leaf = as_leaf(&node, "an image map")?;
+        let region = usize::try_from(offset % LEAF_SIZE / REGION_SIZE).expect("it is below 256");
+        let start = usize::try_from(offset % REGION_SIZE).expect("it is below 64 KiB");
+        for part in &leaf.regions[region].parts {
+            if !touches(part, start, piece.len()) {
+                continue;
+            }
+            let bytes = match last {
+                Some((pointer, bytes)) if *pointer == part.frame => Arc::clone(bytes),
+                _ => frame(&part.frame)?,
+            };
+            copy_part(part, &bytes, start, piece);
+            *last = Some((part.frame, bytes));
+        }
+        Ok(())
+    }
+
+    /// Returns the entries of a leaf, `None` where all is zero.
+    fn leaf_extents(&self, pointer: &NodePointer, index: u64) -> Result<Vec<Extent>, Error> {
+        let node = self.vault.node(pointer)?;
+        let leaf = as_leaf(&node, &pointer.place.segment.key())?;
+        let mut extents = Vec::new();
+        for (region, entry) in (0..).zip(&leaf.regions) {
+            let start = index * LEAF_SIZE + region * REGION_SIZE;
+            region_extents(entry.used(), start, &mut extents);
+        }
+        // The last block may be longer than what the image has of it.
+        let size = self.size().get();
+        extents.retain_mut(|extent| {
+            extent.len = extent.len.min(size.saturating_sub(extent.offset));
+            extent.len > 0
+        });
+        Ok(extents)
+    }
+}
+
+/// Whether a part serves any byte of `start..start + len` of its region.
+fn touches(part: &Part, start: usize, len: usize) -> bool {
+    let (first, last) = (start / BLOCK_SIZE, (start + len - 1) / BLOCK_SIZE);
+    (first..=last).any(|block| part.used & (1 << block) != 0)
+}
+
+/// Copies what a part serves of `start..` of its region into `piece`.
+fn copy_part(part: &Part, frame: &[u8], start: usize, piece: &mut [u8]) {
+    let end = start + piece.len();
+    for block in start / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE) {
+        if part.used & (1 << block) == 0 {
+            continue;
+        }
+        let (from, to) = (start.max(block * BLOCK_SIZE), end.min((block + 1) * BLOCK_SIZE));
+        let source = part.slot(block) * BLOCK_SIZE + from % BLOCK_SIZE;
+        piece[from - start..to - start].copy_from_slice(&frame[source..source + (to - from)]);
+    }
+}
+
+/// Adds the runs of blocks that a mask has, joined with what comes before.
+pub(crate) fn region_extents(mask: u16, start: u64, extents: &mut Vec<Extent>) {
+    for block in (0..16_u32).filter(|block| mask & (1 << block) != 0) {
+        push_joined(extents, Extent { offset: start + u64::from(block) * BLOCK, len: BLOCK });
+    }
+}
+
+/// Adds an extent, joined with the last one if it follows directly.
+pub(crate) fn push_joined(extents: &mut Vec<Extent>, extent: Extent) {
+    match extents.last_mut() {
+        Some(last) if last.end() == extent.offset => last.len += extent.len,
+        _ => extents.push(extent),
+    }
+}
+
+/// The ranges of an image that are not zero, in order.
+#[derive(Debug)]
+pub struct DataExtents {
+    reader: ImageReader,
+    /// The next leaf to read.
+    leaf: u64,
+    found: std::vec::IntoIter<Extent>,
+    /// The last extent, which the next leaf may continue.
+    open: Option<Extent>,
+}
+
+impl DataExtents {
+    /// Reads leaves until one has data; `None` at the end of the image.
+    fn next_extent(&mut self) -> Option<Result<Extent, Error>> {
+        loop {
+            if let Some(extent) = self.found.next() {
+                return Some(Ok(extent));
+            }
+            let root = &self.reader.root;
+            let end = tree::leaf_count(root.size);
+            if self.leaf >= end {
+                return None;
+            }
+            // One inner node at a time, so that memory does not grow.
+            let batch_end = (self.leaf | 0xff).saturating_add(1).min(end);
+            let batch = match self.reader.vault.leaves(root, self.leaf, batch_end) {
+                Ok(batch) => batch,
+                Err(error) => return Some(Err(self.stop(error))),
+            };
+            self.leaf = batch_end;
+            let mut extents = Vec::new();
+            for (index, pointer) in batch {
+                match self.reader.leaf_extents(&pointer, index) {
+                    Ok(found) => found.into_iter().for_each(|e| push_joined(&mut extents, e)),
+                    Err(error) => return Some(Err(self.stop(error))),
+                }
+            }
+            self.found = extents.into_iter();
+        }
+    }
+
+    fn stop(&mut self, error: Error) -> Error {
+        self.leaf = u64::MAX;
+        self.open = None;
+        error
+    }
+}
+
+impl Iterator for DataExtents {
+    type Item = Result<Extent, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match (self.next_extent(), self.open) {
+                (Some(Ok(extent)), Some(open)) if open.end() == extent.offset => {
+                    self.open = Some(Extent { len: open.len + extent.len, ..open });
+                }
+                (Some(Ok(extent)), Some(open)) => {
+                    self.open = Some(extent);
+                    return Some(Ok(open));
+                }
+                (Some(Ok(extent)), None) => self.open = Some(extent),
+                (Some(Err(error)), _) => return Some(Err(error)),
+                (None, _) => return self.open.take().map(Ok),
+            }
+        }
+    }
+}
+
+/// All data of an image in order: offset and bytes, at most 1 MiB each, with
+/// holes left out. Ends after the first error.
+#[derive(Debug)]
+pub struct Sequence {
+    /// One queue a thread; piece n comes from queue n modulo their number.
+    queues: Vec<Receiver<Result<Piece, Error>>>,
+    next: usize,
+}
+
+/// Bytes of an image and their offset.
+pub type Piece = (u64, Vec<u8>);
+
+impl Sequence {
+    fn start(reader: &ImageReader, threads: usize) -> Self {
+        let queues = (0..threads)
+            .map(|number| {
+                let (sender, receiver) = crossbeam_channel::bounded(AHEAD);
+                let reader = reader.clone();
+                let spawned = thread::Builder::new().name("repo-read".to_owned()).spawn({
+                    let sender = sender.clone();
+                    move || {
+                        for piece in reader.pieces().skip(number).step_by(threads) {
+                            let piece = piece.and_then(|extent| reader.read_piece(extent));
+                            let failed = piece.is_err();
+                            if sender.send(piece).is_err() || failed {
+                                return;
+                            }
+                        }
+                    }
+                });
+                if let Err(error) = spawned {
+                    let name = std::path::Path::new("repo-read");
+                    // The queue is empty and has room for more than one.
+                    let _ = sender.send(Err(Error::io("start a thread for", name, error)));
+                }
+                receiver
+            })
+            .collect();
+        Self { queues, next: 0 }
+    }
+}
+
+impl Iterator for Sequence {
+    type Item = Result<Piece, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let queue = self.queues.get(self.next)?;
+        let item = queue.recv().ok();
+        self.next = (self.next + 1) % self.queues.len();
+        if !matches!(item, Some(Ok(_))) {
+            self.queues.clear();
+        }
+        item
+    }
+}
+
+impl ImageReader {
+    /// Returns the data of the image in pieces that do not cross a multiple
+    /// of [`PIECE`].
+    fn pieces(&self) -> impl Iterator<Item = Result<Extent, Error>> {
+        self.data_extents().flat_map(|extent| {
+            let mut rest = extent.as_ref().ok().copied();
+            let mut error = extent.err();
+            std::iter::from_fn(move || {
+                if let Some(error) = error.take() {
+                    return Some(Err(error));
+                }
+                let Extent { offset, len } = rest?;
+                let taken = len.min(PIECE - offset % PIECE);
+                rest = (taken < len).then_some(Extent { offset: offset + taken, len: len - taken });
+                Some(Ok(Extent { offset, len: taken }))
+            })
+        })
+    }
+
+    fn read_piece(&self, extent: Extent) -> Result<Piece, Error> {
+        let mut bytes = vec![0; usize::try_from(extent.len).expect("a piece is at most 1 MiB")];
+        self.read(extent.offset, &mut bytes, &|frame| self.vault.read_frame(frame).map(Arc::new))?;
+        Ok((extent.offset, bytes))
+    }
+
+    /// Returns the entries of a leaf of this image.
+    pub(crate) fn entries(&self, pointer: &NodePointer) -> Result<Vec<Entry>, Error> {
+        let node = self.vault.node(pointer)?;
+        Ok(as_leaf(&node, &pointer.place.segment.key())?.regions.clone())
+    }
+}

@@ -1,0 +1,169 @@
+//! Snapshot records, and the outcome objects that hold them.
+//!
+//! ```text
+//! line 1   "tintype outcome 1 committed" or "tintype outcome 1 aborted"
+//! line 2   the record as JSON (committed), or empty (aborted)
+//! line 3   64 hexadecimal digits: keyed BLAKE3 of repository id, key length
+//!          as u64, key, and lines 1 and 2 with their line ends
+//! ```
+//!
+//! The first outcome of a session wins, so putting it is the commit point.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tintype_types::{RepositoryId, SnapshotId, SnapshotName, VmId, VmName};
+
+use crate::Error;
+use crate::keys::Keys;
+use crate::pointer::{NodePointer, hex};
+use crate::session::SessionStats;
+use crate::tree::ImageRoot;
+
+/// The most bytes of an outcome object.
+pub(crate) const MAX_OUTCOME: u64 = 64 << 20;
+
+/// A byte string of any length kept in a repository.
+///
+/// Only the repository that made it can read it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BlobId {
+    pub(crate) len: u64,
+    /// The node that lists the chunks.
+    pub(crate) list: NodePointer,
+}
+
+impl BlobId {
+    /// Returns the length of the blob in bytes.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether the blob has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// One image of a snapshot, under the name that the snapshot's maker gave it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedImage {
+    /// The name, unique in the snapshot. It is data, never a path.
+    pub name: String,
+    /// The content.
+    pub root: ImageRoot,
+}
+
+/// What a caller says of a snapshot when it commits it.
+#[derive(Debug, Clone)]
+pub struct SnapshotDraft {
+    /// The VM it was taken of.
+    pub vm: VmId,
+    /// The VM's name at that time.
+    pub vm_name: VmName,
+    /// The snapshot's own name.
+    pub name: SnapshotName,
+    /// The snapshot whose state the VM's state came from.
+    pub parent: Option<SnapshotId>,
+    /// The instant that it shows.
+    pub created: Timestamp,
+    /// Its disks and memory.
+    pub images: Vec<NamedImage>,
+    /// Smaller things, by name.
+    pub blobs: Vec<(String, BlobId)>,
+    /// What the caller wants to remember; opaque here.
+    pub details: serde_json::Value,
+}
+
+/// A committed snapshot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SnapshotRecord {
+    /// Its id.
+    pub id: SnapshotId,
+    /// Its place in the order of the repository's snapshots. Two that were
+    /// committed at once may have the same; the id decides then.
+    pub sequence: u64,
+    /// The instant that it shows.
+    pub created: Timestamp,
+    /// The VM it was taken of.
+    pub vm: VmId,
+    /// The VM's name at that time.
+    pub vm_name: VmName,
+    /// The snapshot's own name.
+    pub name: SnapshotName,
+    /// The snapshot whose state the VM's state came from; it may be gone.
+    pub parent: Option<SnapshotId>,
+    /// Its disks and memory.
+    pub images: Vec<NamedImage>,
+    /// Smaller things, by name.
+    pub blobs: Vec<(String, BlobId)>,
+    /// What the caller wants to remember; opaque here.
+    pub details: serde_json::Value,
+    /// What writing it cost.
+    pub stats: SessionStats,
+}
+
+/// How a session ended.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Outcome {
+    Committed(Box<SnapshotRecord>),
+    Aborted,
+}
+
+const COMMITTED: &str = "tintype outcome 1 committed\n";
+const ABORTED: &str = "tintype outcome 1 aborted\n";
+
+/// Returns the object key of a session's outcome.
+pub(crate) fn outcome_key(session: SnapshotId) -> String {
+    format!("outcome/{session}")
+}
+
+impl Outcome {
+    pub(crate) fn encode(&self, keys: &Keys, repository: RepositoryId, key: &str) -> Vec<u8> {
+        let mut text = match self {
+            Outcome::Committed(record) => {
+                let record = serde_json::to_string(record).expect("a record is plain data");
+                format!("{COMMITTED}{record}\n")
+            }
+            Outcome::Aborted => format!("{ABORTED}\n"),
+        };
+        let tag = keys.record_tag(repository, key, text.as_bytes());
+        text.push_str(&hex(&tag));
+        text.push('\n');
+        text.into_bytes()
+    }
+
+    pub(crate) fn decode(
+        keys: &Keys,
+        repository: RepositoryId,
+        key: &str,
+        bytes: &[u8],
+    ) -> Result<Self, Error> {
+        let damaged = |reason| Error::damaged(key, None, reason);
+        let tag_at = bytes.len().checked_sub(65).ok_or_else(|| damaged("it ends early"))?;
+        let (text, tag) = bytes.split_at(tag_at);
+        let expected = format!("{}\n", hex(&keys.record_tag(repository, key, text)));
+        if tag != expected.as_bytes() {
+            return Err(damaged("its tag does not match"));
+        }
+        let text = std::str::from_utf8(text).map_err(|_| damaged("it is not text"))?;
+        if let Some(record) = text.strip_prefix(COMMITTED) {
+            let record: SnapshotRecord = serde_json::from_str(record)
+                .map_err(|_| damaged("its record cannot be understood"))?;
+            if outcome_key(record.id) != key {
+                return Err(damaged("it is the outcome of another session"));
+            }
+            return Ok(Outcome::Committed(Box::new(record)));
+        }
+        match text.strip_prefix(ABORTED) {
+            Some(_) => Ok(Outcome::Aborted),
+            None => Err(Error::Unsupported(format!("{key} was written by a newer version"))),
+        }
+    }
+}
+
+/// Returns the object key of a snapshot's tombstone.
+pub(crate) fn tombstone_key(snapshot: SnapshotId) -> String {
+    format!("gone/{snapshot}")
+}

@@ -1,0 +1,235 @@
+//! The entry point: making and opening repositories, and everything that is
+//! asked of one as a whole.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
+
+use crate::Error;
+use crate::blob;
+use crate::diff;
+use crate::heal;
+use crate::keys::{Keys, commitment};
+use crate::listing::{self, Listing};
+use crate::pointer::{hex, unhex};
+use crate::reader::ImageReader;
+use crate::record::{BlobId, SnapshotRecord, tombstone_key};
+use crate::session::{Session, SessionParams, slot_key};
+use crate::store::{LocalStore, Put, Store};
+use crate::tree::ImageRoot;
+use crate::vault::Vault;
+use crate::verify::{self, Progress, VerifyLevel, VerifyReport};
+
+const CONFIG: &str = "config";
+const MAX_CONFIG: u64 = 64 << 10;
+const FORMAT: u32 = 1;
+const KEY: &str = "keys/plain";
+
+/// How a repository is made.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct InitParams {}
+
+/// What a repository holds, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// All objects.
+    pub repository_bytes: ByteCount,
+    /// Segments: content and maps.
+    pub segment_bytes: ByteCount,
+    /// How many segments there are.
+    pub segments: u64,
+}
+
+/// The object `config`: written last, so a repository exists when it does.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Config {
+    tintype: u32,
+    repository: RepositoryId,
+    /// What a reader has to understand beyond the format's number.
+    features: Vec<String>,
+    /// Proves that a key is the right one.
+    key_commitment: String,
+}
+
+/// A key slot that hides nothing: the repository is not encrypted.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PlainKey {
+    kind: String,
+    key: String,
+}
+
+/// An open repository. Cheap to clone; any number of threads may use it.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    vault: Arc<Vault>,
+    path: PathBuf,
+}
+
+impl Repository {
+    /// Makes a repository in a folder that is empty or does not exist. When
+    /// this returns, it survives power loss.
+    pub fn init(path: &Path, params: InitParams) -> Result<Self, Error> {
+        let InitParams {} = params;
+        let store = LocalStore::create(path)?;
+        let mut master = [0; 32];
+        getrandom::fill(&mut master).expect("the kernel always has random bytes");
+        let slot = PlainKey { kind: "none".to_owned(), key: hex(&master) };
+        // Left by an interrupted `init`, without a repository that needs it.
+        store.delete(KEY)?;
+        put_json(&store, KEY, &slot)?;
+        let config = Config {
+            tintype: FORMAT,
+            repository: RepositoryId::random(),
+            features: Vec::new(),
+            key_commitment: hex(&commitment(&master)),
+        };
+        put_json(&store, CONFIG, &config)?;
+        Self::open(path)
+    }
+
+    /// Opens a repository, and ends the sessions of processes that have died.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let store = LocalStore::open(path);
+        let config = match store.get(CONFIG, MAX_CONFIG) {
+            Ok(bytes) => bytes,
+            Err(Error::NotFound(_)) => return Err(Error::NotARepository(path.to_owned())),
+            Err(error) => return Err(error),
+        };
+        let config = parse_config(&config)?;
+        let master = read_key(&store, &config)?;
+        let vault = Vault::new(Box::new(store), Keys::derive(&master), config.repository);
+        heal::end_dead_sessions(&vault)?;
+        Ok(Self { vault: Arc::new(vault), path: path.to_owned() })
+    }
+
+    /// Returns the repository's id.
+    pub fn id(&self) -> RepositoryId {
+        self.vault.id
+    }
+
+    /// Returns the folder that was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Lists the snapshots, oldest first.
+    pub fn snapshots(&self) -> Result<Listing, Error> {
+        listing::list(&self.vault)
+    }
+
+    /// Returns one snapshot.
+    pub fn snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord, Error> {
+        listing::one(&self.vault, id)
+    }
+
+    /// Begins a snapshot.
+    pub fn begin(&self, params: SessionParams) -> Result<Session, Error> {
+        let id = SnapshotId::random();
+        let slot = self.vault.store.put_held(&slot_key(id), b"tintype slot 1\n")?;
+        let slot = slot.ok_or_else(|| Error::Invalid(format!("session {id} exists already")))?;
+        Session::begin(Arc::clone(&self.vault), id, slot, &params)
+    }
+
+    /// Opens an image for reading.
+    pub fn open_image(&self, image: &ImageRoot) -> Result<ImageReader, Error> {
+        if let Some(base) = &image.base {
+            self.vault.node(base)?;
+        }
+        Ok(ImageReader::new(Arc::clone(&self.vault), image.clone()))
+    }
+
+    /// Returns the bytes of a blob.
+    pub fn read_blob(&self, id: &BlobId) -> Result<Vec<u8>, Error> {
+        blob::read(&self.vault, id)
+    }
+
+    /// Returns the ranges in which two images may differ, in order and joined,
+    /// in whole blocks; their maps are compared, no content is read.
+    pub fn diff(&self, a: &ImageRoot, b: &ImageRoot) -> Result<Vec<Extent>, Error> {
+        diff::diff(&self.vault, a, b)
+    }
+
+    /// Looks for damage in some snapshots, or in all if none are named.
+    pub fn verify(
+        &self,
+        snapshots: &[SnapshotId],
+        level: VerifyLevel,
+        progress: &dyn Progress,
+    ) -> Result<VerifyReport, Error> {
+        verify::verify(&self.vault, snapshots, level, progress)
+    }
+
+    /// Removes a snapshot by a tombstone; no content is touched.
+    pub fn remove(&self, id: SnapshotId) -> Result<(), Error> {
+        listing::one(&self.vault, id)?;
+        self.vault.store.put_if_absent(&tombstone_key(id), b"tintype gone 1\n").map(drop)
+    }
+
+    /// Returns what the repository holds.
+    pub fn usage(&self) -> Result<Usage, Error> {
+        let mut usage = Usage::default();
+        for listed in self.vault.store.list("")? {
+            usage.repository_bytes.0 += listed.size;
+            if listed.key.starts_with("seg/") {
+                usage.segment_bytes.0 += listed.size;
+                usage.segments += 1;
+            }
+        }
+        Ok(usage)
+    }
+}
+
+fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), Error> {
+    let mut text = serde_json::to_string(value).expect("it is plain data");
+    text.push('\n');
+    match store.put_if_absent(key, text.as_bytes())? {
+        Put::Created => Ok(()),
+        Put::Existed => Err(Error::Invalid(format!("another process has just made {key}"))),
+    }
+}
+
+fn parse_config(bytes: &[u8]) -> Result<Config, Error> {
+    #[derive(Deserialize)]
+    struct Version {
+        tintype: u32,
+    }
+    let damaged = || Error::damaged(CONFIG, None, "it cannot be understood");
+    let version: Version = serde_json::from_slice(bytes).map_err(|_| damaged())?;
+    if version.tintype != FORMAT {
+        return Err(Error::Unsupported(format!(
+            "the repository has format {}, and this version knows format {FORMAT}",
+            version.tintype
+        )));
+    }
+    let config: Config = serde_json::from_slice(bytes).map_err(|_| damaged())?;
+    match config.features.first() {
+        None => Ok(config),
+        Some(feature) => Err(Error::Unsupported(format!(
+            "the repository uses `{feature}`, which this version does not know"
+        ))),
+    }
+}
+
+fn read_key(store: &dyn Store, config: &Config) -> Result<[u8; 32], Error> {
+    let damaged = |reason| Error::damaged(KEY, None, reason);
+    let slot = match store.get(KEY, MAX_CONFIG) {
+        Ok(bytes) => bytes,
+        Err(Error::NotFound(_)) => return Err(damaged("it is missing")),
+        Err(error) => return Err(error),
+    };
+    let slot: PlainKey =
+        serde_json::from_slice(&slot).map_err(|_| damaged("it cannot be understood"))?;
+    if slot.kind != "none" {
+        return Err(Error::Unsupported(format!("{KEY} is of an unknown kind")));
+    }
+    let master = unhex(&slot.key).ok_or_else(|| damaged("it holds no key"))?;
+    if hex(&commitment(&master)) != config.key_commitment {
+        return Err(damaged("it is the key of another repository"));
+    }
+    Ok(master)
+}

@@ -1,0 +1,358 @@
+//! A session: one snapshot on its way into the repository.
+//!
+//! ```text
+//! begin: slot put and held ─► images, blobs ─► commit: outcome put ─► slot gone
+//!                                          └─► drop: segments gone ─► slot gone
+//! ```
+//!
+//! A session whose process is killed leaves its slot without a holder; the
+//! next open of the repository ends it and removes its segments.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use crossbeam_channel::Sender;
+use serde::{Deserialize, Serialize};
+use tintype_types::{ByteCount, SnapshotId};
+
+use crate::Error;
+use crate::blob;
+use crate::cache::Cache;
+use crate::commit;
+use crate::frame::{Encoder, FrameKind};
+use crate::heal;
+use crate::image::ImageState;
+use crate::lanes::Lanes;
+use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer};
+use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
+use crate::segment::{Identity, SegmentKind};
+use crate::sink::{Flush, Numbers, Sink, store_segments};
+use crate::store::Hold;
+use crate::tree::{ImageRoot, MAX_IMAGE};
+use crate::vault::Vault;
+use crate::weave::Weaver;
+use crate::writer::ImageWriter;
+
+/// Memory that a session needs beside its queue: segments on their way,
+/// leaves and tables.
+const FIXED_MEMORY: u64 = 128 << 20;
+/// The least memory for the queue.
+const LEAST_QUEUE: u64 = 32 << 20;
+/// Threads that store segments, so that a slow sync delays only one.
+const STORING_THREADS: usize = 2;
+/// Frames that the session remembers for joining equal ones, in bytes.
+const WRITTEN_CACHE: usize = 32 << 20;
+
+/// How a session may use the machine.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct SessionParams {
+    /// Memory for everything that the session holds, at least 160 MiB. Half
+    /// of what is left for the queue is kept for [`Session::enter_burst`].
+    pub memory: ByteCount,
+    /// Threads that compare, hash and compress; the machine's cores if `None`.
+    pub threads: Option<usize>,
+}
+
+impl Default for SessionParams {
+    fn default() -> Self {
+        Self { memory: ByteCount(384 << 20), threads: None }
+    }
+}
+
+/// What an image has where nothing is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwritten {
+    /// Zeroes. The parent only serves for comparison.
+    Zero,
+    /// What the parent has there.
+    Parent,
+}
+
+/// A new image.
+#[derive(Debug, Clone)]
+pub struct ImageParams {
+    /// Its size. It may be another one than the parent's.
+    pub size: ByteCount,
+    /// An image that it resembles: what is the same at the same place is not
+    /// stored again.
+    pub parent: Option<ImageRoot>,
+    /// What it has where nothing is written.
+    pub unwritten: Unwritten,
+}
+
+/// What a session has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SessionStats {
+    /// Bytes given to image writers and blobs.
+    pub read_bytes: ByteCount,
+    /// Bytes of the segments that hold what is new.
+    pub stored_bytes: ByteCount,
+    /// Blocks that went into new frames.
+    pub new_blocks: u64,
+    /// Blocks that were the same as at their place before.
+    pub unchanged_blocks: u64,
+    /// Blocks that were the same as others of this session elsewhere.
+    pub joined_blocks: u64,
+    /// Blocks of zeroes that were written.
+    pub zero_blocks: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub read_bytes: AtomicU64,
+    pub new_blocks: AtomicU64,
+    pub unchanged_blocks: AtomicU64,
+    pub joined_blocks: AtomicU64,
+    pub zero_blocks: AtomicU64,
+}
+
+/// What a session's threads and image writers share.
+pub(crate) struct Core {
+    pub id: SnapshotId,
+    pub vault: Arc<Vault>,
+    pub lanes: Lanes,
+    pub data: Sink,
+    pub meta: Sink,
+    pub counters: Counters,
+    /// Frames of this session by content.
+    pub written: Cache<FrameId, FramePointer>,
+    numbers: Arc<Numbers>,
+    images: AtomicU64,
+    encoder: Mutex<Encoder>,
+}
+
+impl std::fmt::Debug for Core {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Core").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Core {
+    /// Stores a node or blob chunk.
+    pub(crate) fn put_bytes(&self, kind: FrameKind, id: NodeId, bytes: &[u8]) -> NodePointer {
+        let mut encoder = self.encoder.lock().unwrap_or_else(PoisonError::into_inner);
+        let (codec, stored) = encoder.encode(bytes);
+        let sink = if kind == FrameKind::Node { &self.meta } else { &self.data };
+        let place = sink.append(codec, stored, bytes.len(), Identity::Node(kind, id));
+        NodePointer { place, id }
+    }
+
+    pub(crate) fn stats(&self) -> SessionStats {
+        let counters = &self.counters;
+        SessionStats {
+            read_bytes: ByteCount(counters.read_bytes.load(Relaxed)),
+            stored_bytes: ByteCount(self.numbers.stored_bytes()),
+            new_blocks: counters.new_blocks.load(Relaxed),
+            unchanged_blocks: counters.unchanged_blocks.load(Relaxed),
+            joined_blocks: counters.joined_blocks.load(Relaxed),
+            zero_blocks: counters.zero_blocks.load(Relaxed),
+        }
+    }
+}
+
+/// One snapshot being written. Several threads may use it at once.
+///
+/// Dropping it without `commit` removes what it has stored.
+#[derive(Debug)]
+pub struct Session {
+    core: Arc<Core>,
+    workers: Vec<JoinHandle<()>>,
+    storing: Vec<JoinHandle<()>>,
+    flush: Sender<Flush>,
+    /// Held until the session's end; `None` afterwards.
+    slot: Option<Box<dyn Hold>>,
+}
+
+impl Session {
+    pub(crate) fn begin(
+        vault: Arc<Vault>,
+        id: SnapshotId,
+        slot: Box<dyn Hold>,
+        params: &SessionParams,
+    ) -> Result<Self, Error> {
+        let queue = params.memory.get().saturating_sub(FIXED_MEMORY).max(LEAST_QUEUE);
+        let half = usize::try_from(queue / 2).unwrap_or(usize::MAX / 4);
+        let (flush, work) = crossbeam_channel::bounded(1);
+        let numbers = Arc::new(Numbers::default());
+        let sink =
+            |kind| Sink::new(kind, id, Arc::clone(&vault), Arc::clone(&numbers), flush.clone());
+        let core = Arc::new(Core {
+            id,
+            lanes: Lanes::new(half, half),
+            data: sink(SegmentKind::Data),
+            meta: sink(SegmentKind::Meta),
+            counters: Counters::default(),
+            written: Cache::new(WRITTEN_CACHE),
+            numbers: Arc::clone(&numbers),
+            images: AtomicU64::new(0),
+            encoder: Mutex::new(Encoder::new()),
+            vault,
+        });
+        let mut session =
+            Self { core, workers: Vec::new(), storing: Vec::new(), flush, slot: Some(slot) };
+        for _ in 0..STORING_THREADS {
+            let (core, work) = (Arc::clone(&session.core), work.clone());
+            session.storing.push(spawn("repo-store", move || {
+                let failed = || core.lanes.check().is_err_and(|e| matches!(e, Error::Session(_)));
+                store_segments(&core.vault, &work, &failed, &|error| core.lanes.fail(error));
+            })?);
+        }
+        let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        for _ in 0..params.threads.unwrap_or(cores).max(1) {
+            let core = Arc::clone(&session.core);
+            session.workers.push(spawn("repo-work", move || work_off(core))?);
+        }
+        Ok(session)
+    }
+
+    /// Returns the id that the snapshot will have.
+    pub fn snapshot_id(&self) -> SnapshotId {
+        self.core.id
+    }
+
+    /// Begins an image. Each writer is fed by one thread; different writers of
+    /// a session may be fed at once.
+    pub fn image(&self, params: ImageParams) -> Result<ImageWriter, Error> {
+        let ImageParams { size, parent, unwritten } = params;
+        if size.get() > MAX_IMAGE {
+            return Err(Error::Invalid(format!("an image cannot have {} bytes", size.get())));
+        }
+        let number = self.core.images.fetch_add(1, Relaxed);
+        let zero = ImageRoot::zero(size);
+        let reference = parent.unwrap_or_else(|| zero.clone());
+        let base = match unwritten {
+            Unwritten::Zero => zero,
+            Unwritten::Parent => reference.clone(),
+        };
+        let image = ImageState::new(number, size, base, reference);
+        ImageWriter::begin(Arc::clone(&self.core), Arc::new(image))
+    }
+
+    /// Stores a byte string. It is durable when the session is committed.
+    pub fn blob(&self, bytes: &[u8]) -> Result<BlobId, Error> {
+        self.core.lanes.check()?;
+        let len = u64::try_from(bytes.len()).expect("a usize fits in 64 bits");
+        self.core.counters.read_bytes.fetch_add(len, Relaxed);
+        blob::store(&self.core, bytes)
+    }
+
+    /// Lets the writers use all of the session's memory from now on. To be
+    /// called before the VM is paused, so that what comes then is taken at the
+    /// speed of a copy even if the queue was full.
+    pub fn enter_burst(&self) {
+        self.core.lanes.set_burst(true);
+    }
+
+    /// Ends what `enter_burst` began.
+    pub fn leave_burst(&self) {
+        self.core.lanes.set_burst(false);
+    }
+
+    /// Returns what the session has done so far.
+    pub fn stats(&self) -> SessionStats {
+        self.core.stats()
+    }
+
+    /// Makes the snapshot permanent: when this returns `Ok`, everything in it
+    /// survives power loss and was read back. On an error there is no snapshot,
+    /// unless the error is that of the very last write: then the repository
+    /// decides when it is opened next.
+    pub fn commit(mut self, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+        commit::check(&self.core, &draft)?;
+        self.core.lanes.check()?;
+        self.stop(true);
+        self.core.lanes.check().or_else(|error| match error {
+            Error::Session(_) => Err(error),
+            // It is over because `stop` ended it.
+            _ => Ok(()),
+        })?;
+        let record = commit::commit(&self.core, draft)?;
+        // The snapshot is there; a slot that stays is removed at the next open.
+        if let Err(error) = self.release() {
+            tracing::warn!(session = %self.core.id, %error, "the slot of a session stays");
+        }
+        Ok(record)
+    }
+
+    /// Ends all threads; stores what is in memory if it is to be kept.
+    fn stop(&mut self, keep: bool) {
+        self.core.lanes.close();
+        self.workers.drain(..).for_each(join);
+        for sink in [&self.core.data, &self.core.meta] {
+            if keep { sink.seal() } else { sink.discard() }
+        }
+        for _ in &self.storing {
+            // A thread that has ended needs no message.
+            let _ = self.flush.send(Flush::Stop);
+        }
+        self.storing.drain(..).for_each(join);
+    }
+
+    fn release(&mut self) -> Result<(), Error> {
+        let slot = self.slot.take();
+        let result = self.core.vault.store.delete(&slot_key(self.core.id));
+        drop(slot);
+        result
+    }
+
+    /// Ends the session like one that died: the last write of a failed commit
+    /// may have reached the store, and then the snapshot stays.
+    fn abort(&mut self) -> Result<(), Error> {
+        let slot = self.slot.take();
+        let result = heal::end(&self.core.vault, self.core.id, &slot_key(self.core.id));
+        drop(slot);
+        result
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.slot.is_none() {
+            return;
+        }
+        self.core.lanes.fail(Error::Invalid("the session was given up".to_owned()));
+        self.stop(false);
+        if let Err(error) = self.abort() {
+            tracing::warn!(session = %self.core.id, %error, "a session's leftovers stay");
+        }
+    }
+}
+
+/// Returns the object key of a session's slot.
+pub(crate) fn slot_key(session: SnapshotId) -> String {
+    format!("slot/0/{session}")
+}
+
+fn work_off(core: Arc<Core>) {
+    let mut weaver = Weaver::new(Arc::clone(&core));
+    while let Some(job) = core.lanes.take() {
+        let result = core.lanes.check().map_or_else(
+            |error| if matches!(error, Error::Session(_)) { Err(error) } else { Ok(()) },
+            Ok,
+        );
+        let result = result.and_then(|()| {
+            catch_unwind(AssertUnwindSafe(|| weaver.store(&job))).unwrap_or_else(|_| {
+                Err(Error::Invalid("a worker of the session panicked".to_owned()))
+            })
+        });
+        let (image, window, bytes) = (job.image.number, job.window, job.pages.weight());
+        drop(job);
+        core.lanes.done(image, window, bytes, result);
+    }
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, Error> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(work)
+        .map_err(|error| Error::io("start a thread for", std::path::Path::new(name), error))
+}
+
+fn join(thread: JoinHandle<()>) {
+    // Workers catch their panics and storing threads have none to report that
+    // the session's failure would not show.
+    let _ = thread.join();
+}

@@ -1,0 +1,170 @@
+//! Where a session's frames go: into an open segment in memory, and when that
+//! is full, to the threads that store it.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crossbeam_channel::{Receiver, Sender};
+use tintype_types::SnapshotId;
+
+use crate::Error;
+use crate::frame::{Codec, FrameHeader, FrameKind, HEADER_LEN, checksum};
+use crate::pointer::{Place, SegmentName};
+use crate::segment::{self, Identity, SEGMENT_SIZE, SegmentKind, TRAILER_LEN, index32};
+use crate::store::Put;
+use crate::vault::{Building, Vault};
+
+/// Work for the threads that store segments.
+#[derive(Debug)]
+pub(crate) enum Flush {
+    /// A complete segment.
+    Segment(SegmentName, Arc<Building>),
+    /// No more work: the thread ends.
+    Stop,
+}
+
+/// The numbers of a session's segments and what they hold together.
+#[derive(Debug, Default)]
+pub(crate) struct Numbers {
+    next: AtomicU32,
+    stored_bytes: AtomicU64,
+}
+
+impl Numbers {
+    /// Returns the bytes of all sealed segments.
+    pub(crate) fn stored_bytes(&self) -> u64 {
+        self.stored_bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// Collects frames of one kind of segment.
+#[derive(Debug)]
+pub(crate) struct Sink {
+    kind: SegmentKind,
+    session: SnapshotId,
+    vault: Arc<Vault>,
+    numbers: Arc<Numbers>,
+    open: Mutex<Option<(SegmentName, Arc<Building>)>>,
+    flush: Sender<Flush>,
+}
+
+impl Sink {
+    pub(crate) fn new(
+        kind: SegmentKind,
+        session: SnapshotId,
+        vault: Arc<Vault>,
+        numbers: Arc<Numbers>,
+        flush: Sender<Flush>,
+    ) -> Self {
+        Self { kind, session, vault, numbers, open: Mutex::default(), flush }
+    }
+
+    /// Appends a frame and says where it is. Blocks while many segments wait
+    /// to be stored.
+    pub(crate) fn append(
+        &self,
+        codec: Codec,
+        stored: &[u8],
+        raw_len: usize,
+        id: Identity<'_>,
+    ) -> Place {
+        let checksum = checksum(stored);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.as_ref().is_some_and(|(_, building)| !has_room(building, stored.len())) {
+            self.seal_open(&mut open);
+        }
+        let (segment, building) = open.get_or_insert_with(|| self.begin());
+        let mut content = building.content.write().unwrap_or_else(PoisonError::into_inner);
+        let (bytes, table) = &mut *content;
+        let header = FrameHeader {
+            kind: match id {
+                Identity::Blocks(_) => FrameKind::Blocks,
+                Identity::Node(kind, _) => kind,
+            },
+            codec,
+            number: u16::try_from(table.entries().len()).expect("has_room limits the count"),
+            stored: index32(stored.len()),
+            raw: index32(raw_len),
+            checksum,
+        };
+        let offset = index32(bytes.len());
+        header.encode(bytes);
+        bytes.extend_from_slice(stored);
+        table.push(codec, offset, header.stored, header.raw, id);
+        let len = index32(HEADER_LEN + stored.len());
+        Place { segment: *segment, number: header.number, offset, len }
+    }
+
+    /// Sends the open segment to be stored.
+    pub(crate) fn seal(&self) {
+        self.seal_open(&mut self.open.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Gives up the open segment.
+    pub(crate) fn discard(&self) {
+        if let Some((name, _)) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.vault.unregister(name);
+        }
+    }
+
+    fn begin(&self) -> (SegmentName, Arc<Building>) {
+        let number = self.numbers.next.fetch_add(1, Ordering::Relaxed);
+        let name = SegmentName { session: self.session, number };
+        let building = Arc::new(Building::default());
+        let mut bytes = Vec::with_capacity(match self.kind {
+            SegmentKind::Data => SEGMENT_SIZE,
+            SegmentKind::Meta => 0,
+        });
+        bytes.extend_from_slice(&segment::header(self.kind, name, self.vault.id));
+        building.content.write().unwrap_or_else(PoisonError::into_inner).0 = bytes;
+        self.vault.register(name, Arc::clone(&building));
+        (name, building)
+    }
+
+    fn seal_open(&self, open: &mut Option<(SegmentName, Arc<Building>)>) {
+        let Some((name, building)) = open.take() else { return };
+        {
+            let mut content = building.content.write().unwrap_or_else(PoisonError::into_inner);
+            let (bytes, table) = &mut *content;
+            segment::finish(bytes, table);
+            let len = u64::from(index32(bytes.len()));
+            self.numbers.stored_bytes.fetch_add(len, Ordering::Relaxed);
+        }
+        // The storing threads outlive every sink in use; after they have
+        // stopped the session is over and the segment is garbage.
+        if self.flush.send(Flush::Segment(name, building)).is_err() {
+            self.vault.unregister(name);
+        }
+    }
+}
+
+fn has_room(building: &Building, stored: usize) -> bool {
+    let content = building.content.read().unwrap_or_else(PoisonError::into_inner);
+    let (bytes, table) = &*content;
+    let table_len = table.encoded_len() + 16 + 20 * crate::frame::MAX_BLOCKS;
+    table.entries().len() < usize::from(u16::MAX)
+        && bytes.len() + HEADER_LEN + stored + table_len + TRAILER_LEN <= SEGMENT_SIZE
+}
+
+/// Stores segments until told to stop; returns the first failure. Segments
+/// that come after a failure are given up.
+pub(crate) fn store_segments(
+    vault: &Vault,
+    work: &Receiver<Flush>,
+    failed: &dyn Fn() -> bool,
+    fail: &dyn Fn(Error),
+) {
+    while let Ok(Flush::Segment(name, building)) = work.recv() {
+        if !failed() {
+            let content = building.content.read().unwrap_or_else(PoisonError::into_inner);
+            match vault.store.put_if_absent(&name.key(), &content.0) {
+                Ok(Put::Created) => {}
+                Ok(Put::Existed) => {
+                    fail(Error::damaged(name.key(), None, "another session took its place"));
+                }
+                Err(error) => fail(error),
+            }
+        }
+        vault.unregister(name);
+    }
+}

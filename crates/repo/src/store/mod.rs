@@ -1,0 +1,73 @@
+//! Where objects are kept: write-once, put-if-absent only.
+//!
+//! A store knows keys and bytes; it knows no format and decides nothing.
+
+mod local;
+
+use std::fmt;
+
+use crate::Error;
+
+pub(crate) use local::LocalStore;
+
+/// What became of a put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// The object is there now, durably.
+    Created,
+    /// Another object was there before and still is.
+    Existed,
+}
+
+/// One object of a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listed {
+    pub key: String,
+    pub size: u64,
+}
+
+/// Whether the process that put a held object still runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// It runs, or may run.
+    Alive,
+    /// It has ended or let go.
+    Gone,
+}
+
+/// Keeps an object held until dropped.
+pub(crate) trait Hold: Send + Sync + fmt::Debug {}
+
+/// Write-once objects under short keys of `a-z 0-9 . / -`.
+///
+/// All operations may be called by several threads and processes at once.
+pub(crate) trait Store: Send + Sync + fmt::Debug {
+    /// Puts an object unless the key is taken. When this returns `Created`, the
+    /// object survives power loss and was read back.
+    fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, Error>;
+
+    /// Puts an object like `put_if_absent` and holds it until the value is
+    /// dropped or the process ends. `None` if the key is taken.
+    fn put_held(&self, key: &str, bytes: &[u8]) -> Result<Option<Box<dyn Hold>>, Error>;
+
+    /// Says whether a held object's holder still runs.
+    fn holder(&self, key: &str) -> Result<Holder, Error>;
+
+    /// Returns a whole object of at most `max` bytes, or `NotFound`.
+    fn get(&self, key: &str, max: u64) -> Result<Vec<u8>, Error>;
+
+    /// Returns exactly `len` bytes from `offset`, or an error.
+    fn get_range(&self, key: &str, offset: u64, len: usize) -> Result<Vec<u8>, Error>;
+
+    /// Returns the object's size, or `None` if it does not exist.
+    fn size(&self, key: &str) -> Result<Option<u64>, Error>;
+
+    /// Lists all objects whose key starts with `prefix`, sorted by key.
+    fn list(&self, prefix: &str) -> Result<Vec<Listed>, Error>;
+
+    /// Removes an object durably; one that is not there is no error.
+    fn delete(&self, key: &str) -> Result<(), Error>;
+
+    /// Removes what interrupted operations left outside the key space.
+    fn sweep(&self) -> Result<(), Error>;
+}

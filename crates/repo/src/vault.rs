@@ -1,0 +1,209 @@
+//! The open repository below sessions and readers: follows pointers, and
+//! returns only what it has verified.
+//!
+//! Also the place where segments under construction are registered, so that a
+//! session can read what it has written before it is stored.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tintype_types::{BLOCK_SIZE, RepositoryId};
+
+use crate::Error;
+use crate::cache::Cache;
+use crate::frame::{self, FrameHeader, FrameKind, HEADER_LEN};
+use crate::keys::Keys;
+use crate::node::Node;
+use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
+use crate::segment::{self, Table, Trailer, index};
+use crate::store::Store;
+use crate::wire::Malformed;
+
+/// Decoded frames kept in memory, in bytes.
+const FRAME_CACHE: usize = 32 << 20;
+/// Decoded nodes kept in memory, in bytes.
+const NODE_CACHE: usize = 48 << 20;
+/// Frame tables kept in memory, in bytes.
+const TABLE_CACHE: usize = 48 << 20;
+
+/// A segment that is not stored yet.
+#[derive(Debug, Default)]
+pub(crate) struct Building {
+    pub content: RwLock<(Vec<u8>, Table)>,
+}
+
+/// An open repository.
+#[derive(Debug)]
+pub(crate) struct Vault {
+    pub store: Box<dyn Store>,
+    pub keys: Keys,
+    pub id: RepositoryId,
+    building: RwLock<HashMap<SegmentName, Arc<Building>>>,
+    frames: Cache<FramePointer, Vec<u8>>,
+    nodes: Cache<NodePointer, Node>,
+    tables: Cache<SegmentName, Table>,
+}
+
+impl Vault {
+    pub(crate) fn new(store: Box<dyn Store>, keys: Keys, id: RepositoryId) -> Self {
+        Self {
+            store,
+            keys,
+            id,
+            building: RwLock::default(),
+            frames: Cache::new(FRAME_CACHE),
+            nodes: Cache::new(NODE_CACHE),
+            tables: Cache::new(TABLE_CACHE),
+        }
+    }
+
+    /// Makes a segment under construction readable.
+    pub(crate) fn register(&self, name: SegmentName, building: Arc<Building>) {
+        self.building.write().unwrap_or_else(PoisonError::into_inner).insert(name, building);
+    }
+
+    /// Forgets a segment under construction: it is stored, or given up.
+    pub(crate) fn unregister(&self, name: SegmentName) {
+        self.building.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
+    }
+
+    fn building(&self, name: SegmentName) -> Option<Arc<Building>> {
+        self.building.read().unwrap_or_else(PoisonError::into_inner).get(&name).cloned()
+    }
+
+    /// Returns the decoded, verified blocks of a frame.
+    pub(crate) fn frame(&self, pointer: &FramePointer) -> Result<Arc<Vec<u8>>, Error> {
+        if let Some(frame) = self.frames.get(pointer) {
+            return Ok(frame);
+        }
+        let frame = Arc::new(self.read_frame(pointer)?);
+        self.frames.insert(*pointer, Arc::clone(&frame), frame.len());
+        Ok(frame)
+    }
+
+    /// Like `frame`, without keeping the frame: for reading in sequence.
+    pub(crate) fn read_frame(&self, pointer: &FramePointer) -> Result<Vec<u8>, Error> {
+        let stored = self.stored(&pointer.place)?;
+        let blocks = usize::from(pointer.blocks);
+        decode_frame(&stored, pointer.place.number, FrameKind::Blocks)
+            .and_then(|raw| {
+                if raw.len() != blocks * BLOCK_SIZE {
+                    return Err(Malformed("a frame has the wrong number of blocks"));
+                }
+                let ids: Vec<_> =
+                    raw.chunks_exact(BLOCK_SIZE).map(|block| self.keys.block_id(block)).collect();
+                if self.keys.frame_id(&ids) != pointer.id {
+                    return Err(Malformed("the content of a frame is not what was written"));
+                }
+                Ok(raw)
+            })
+            .map_err(|malformed| damaged(&pointer.place, malformed))
+    }
+
+    /// Returns the verified bytes of a node or blob chunk.
+    pub(crate) fn bytes(&self, pointer: &NodePointer, kind: FrameKind) -> Result<Vec<u8>, Error> {
+        let stored = self.stored(&pointer.place)?;
+        decode_frame(&stored, pointer.place.number, kind)
+            .and_then(|raw| {
+                if self.keys.node_id(kind as u8, &raw) != pointer.id {
+                    return Err(Malformed("the content of a frame is not what was written"));
+                }
+                Ok(raw)
+            })
+            .map_err(|malformed| damaged(&pointer.place, malformed))
+    }
+
+    /// Returns a verified node of an image map.
+    pub(crate) fn node(&self, pointer: &NodePointer) -> Result<Arc<Node>, Error> {
+        if let Some(node) = self.nodes.get(pointer) {
+            return Ok(node);
+        }
+        let bytes = self.bytes(pointer, FrameKind::Node)?;
+        let node = Node::decode(&bytes).map_err(|malformed| damaged(&pointer.place, malformed))?;
+        let node = Arc::new(node);
+        self.nodes.insert(*pointer, Arc::clone(&node), node.weight());
+        Ok(node)
+    }
+
+    /// Returns the ids of the blocks of a frame, proved by the frame's id.
+    pub(crate) fn block_ids(&self, pointer: &FramePointer) -> Result<Vec<BlockId>, Error> {
+        let number = pointer.place.number;
+        let find = |table: &Table| {
+            let entry = table.entry(number)?;
+            Some(table.block_ids(entry).to_vec())
+        };
+        let ids = match self.building(pointer.place.segment) {
+            Some(building) => {
+                find(&building.content.read().unwrap_or_else(PoisonError::into_inner).1)
+            }
+            None => find(&*self.table(pointer.place.segment)?),
+        };
+        ids.filter(|ids| self.keys.frame_id(ids) == pointer.id).ok_or_else(|| {
+            damaged(&pointer.place, Malformed("the table has other ids than the image map"))
+        })
+    }
+
+    /// Returns the verified table of a stored segment.
+    pub(crate) fn table(&self, name: SegmentName) -> Result<Arc<Table>, Error> {
+        if let Some(table) = self.tables.get(&name) {
+            return Ok(table);
+        }
+        let table = Arc::new(self.read_table(name)?);
+        self.tables.insert(name, Arc::clone(&table), table.weight());
+        Ok(table)
+    }
+
+    /// Reads the table from the store, whether it is in memory or not.
+    pub(crate) fn read_table(&self, name: SegmentName) -> Result<Table, Error> {
+        let key = name.key();
+        let damaged = |Malformed(reason)| Error::damaged(&key, None, reason);
+        let size =
+            self.store.size(&key)?.ok_or_else(|| Error::damaged(&key, None, "it is missing"))?;
+        let trailer_len = u64::try_from(segment::TRAILER_LEN).unwrap_or(u64::MAX);
+        let Some(trailer_at) = size.checked_sub(trailer_len) else {
+            return Err(Error::damaged(&key, None, "it ends early"));
+        };
+        let bytes = self.store.get_range(&key, trailer_at, segment::TRAILER_LEN)?;
+        let trailer = Trailer::decode(&bytes, size).map_err(damaged)?;
+        let header = self.store.get_range(&key, 0, segment::HEADER_LEN)?;
+        let end_len = index(trailer.table_len) + segment::TRAILER_LEN;
+        let end = self.store.get_range(&key, u64::from(trailer.table_offset), end_len)?;
+        trailer.table(&header, &end, name, self.id).map_err(damaged)
+    }
+
+    /// Returns the bytes of a frame with its header, unverified.
+    fn stored(&self, place: &Place) -> Result<Vec<u8>, Error> {
+        let (offset, len) = (index(place.offset), index(place.len));
+        if len < HEADER_LEN || offset.saturating_add(len) > segment::SEGMENT_SIZE {
+            return Err(damaged(place, Malformed("a pointer leads out of the segment")));
+        }
+        if let Some(building) = self.building(place.segment) {
+            let content = building.content.read().unwrap_or_else(PoisonError::into_inner);
+            let bytes = content.0.get(offset..offset + len);
+            return bytes.map(<[u8]>::to_vec).ok_or_else(|| {
+                damaged(place, Malformed("a pointer leads out of a segment in memory"))
+            });
+        }
+        match self.store.get_range(&place.segment.key(), u64::from(place.offset), len) {
+            Err(Error::NotFound(object)) => Err(Error::damaged(object, None, "it is missing")),
+            result => result,
+        }
+    }
+}
+
+/// Decodes a frame and checks that it is the one that was asked for.
+pub(crate) fn decode_frame(
+    stored: &[u8],
+    number: u16,
+    kind: FrameKind,
+) -> Result<Vec<u8>, Malformed> {
+    let (header, payload) = FrameHeader::decode(stored)?;
+    if header.number != number || header.kind != kind {
+        return Err(Malformed("it is another frame"));
+    }
+    frame::decode(header.codec, payload, header.raw)
+}
+
+fn damaged(place: &Place, Malformed(reason): Malformed) -> Error {
+    Error::damaged(place.segment.key(), Some(u64::from(place.offset)), reason)
+}

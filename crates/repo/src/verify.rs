@@ -1,0 +1,303 @@
+//! Finding damage: is everything that the snapshots need there, and right?
+//!
+//! Quick: follows all maps and checks that every segment that they name is
+//! there with the right size, header, table and trailer, and that every
+//! pointer agrees with the table. With data: also decodes and hashes every
+//! frame of these segments. It repairs nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
+
+use crate::error::Damage;
+use crate::frame::{FrameKind, HEADER_LEN};
+use crate::listing;
+use crate::node::Node;
+use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
+use crate::record::SnapshotRecord;
+use crate::segment::{Table, index};
+use crate::vault::{Vault, decode_frame};
+use crate::wire::Malformed;
+use crate::{Error, blob};
+
+/// How much to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VerifyLevel {
+    /// Maps, and sizes and tables of segments.
+    Quick,
+    /// Every byte.
+    ReadData,
+}
+
+/// Is told how far a long operation has come.
+pub trait Progress: Sync {
+    /// `done` of `total` bytes are done; both may grow.
+    fn advance(&self, done: ByteCount, total: ByteCount);
+}
+
+/// Tells no one.
+impl Progress for () {
+    fn advance(&self, _done: ByteCount, _total: ByteCount) {}
+}
+
+/// What verification found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyReport {
+    /// Snapshots whose maps were followed.
+    pub snapshots: u64,
+    /// Segments that were checked.
+    pub segments: u64,
+    /// Frames that were checked: decoded, or named in a good table.
+    pub frames: u64,
+    /// Bytes of stored data that were read and checked.
+    pub read_bytes: ByteCount,
+    /// Everything that is wrong, each with the snapshots that need it.
+    pub damaged: Vec<Damage>,
+}
+
+/// Verifies the snapshots with these ids, or all if there are none.
+pub(crate) fn verify(
+    vault: &Vault,
+    ids: &[SnapshotId],
+    level: VerifyLevel,
+    progress: &dyn Progress,
+) -> Result<VerifyReport, Error> {
+    let mut check = Check { vault, report: VerifyReport::default(), segments: BTreeMap::new() };
+    let records = if ids.is_empty() {
+        let listing = listing::list(vault)?;
+        check.report.damaged = listing.damaged;
+        listing.records
+    } else {
+        ids.iter().map(|id| listing::one(vault, *id)).collect::<Result<_, _>>()?
+    };
+    for record in &records {
+        check.snapshot(record)?;
+    }
+    check.all_segments(level, progress)?;
+    Ok(check.report)
+}
+
+struct Check<'a> {
+    vault: &'a Vault,
+    report: VerifyReport,
+    segments: BTreeMap<SegmentName, Needed>,
+}
+
+/// What is known of a segment that snapshots need.
+#[derive(Default)]
+struct Needed {
+    table: Option<Arc<Table>>,
+    snapshots: BTreeSet<SnapshotId>,
+    /// Damage of the segment as a whole was reported.
+    broken: bool,
+}
+
+impl Check<'_> {
+    fn snapshot(&mut self, record: &SnapshotRecord) -> Result<(), Error> {
+        self.report.snapshots += 1;
+        let mut seen = HashSet::new();
+        for image in &record.images {
+            if let Some(base) = &image.root.base {
+                self.node(base, image.root.height, record.id, &mut seen)?;
+            }
+        }
+        for (_, blob) in &record.blobs {
+            self.pointer(&blob.list, FrameKind::Node, record.id)?;
+            match blob::chunks(self.vault, blob) {
+                Ok(chunks) => {
+                    for chunk in chunks {
+                        self.pointer(&chunk, FrameKind::Blob, record.id)?;
+                    }
+                }
+                Err(error) => self.damage(error, record.id)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn node(
+        &mut self,
+        pointer: &NodePointer,
+        level: u8,
+        snapshot: SnapshotId,
+        seen: &mut HashSet<NodePointer>,
+    ) -> Result<(), Error> {
+        if !seen.insert(*pointer) {
+            return Ok(());
+        }
+        self.pointer(pointer, FrameKind::Node, snapshot)?;
+        let node = match self.vault.node(pointer) {
+            Ok(node) => node,
+            Err(error) => return self.damage(error, snapshot),
+        };
+        match &*node {
+            Node::Inner(inner) if inner.level == level => {
+                for child in inner.children.iter().flatten() {
+                    self.node(child, level - 1, snapshot, seen)?;
+                }
+            }
+            Node::Leaf(leaf) if level == 0 => {
+                for part in leaf.regions.iter().flat_map(|entry| &entry.parts) {
+                    self.frame(&part.frame, snapshot)?;
+                }
+            }
+            _ => self.report_at(&pointer.place, "a node is not where it belongs", snapshot),
+        }
+        Ok(())
+    }
+
+    /// Checks a pointer to a node or chunk against the segment's table.
+    fn pointer(
+        &mut self,
+        pointer: &NodePointer,
+        kind: FrameKind,
+        snapshot: SnapshotId,
+    ) -> Result<(), Error> {
+        let Some(table) = self.table(pointer.place.segment, snapshot)? else { return Ok(()) };
+        let entry = table.entry(pointer.place.number).filter(|entry| {
+            entry.kind == kind
+                && (entry.offset, HEADER_LEN + index(entry.stored))
+                    == (pointer.place.offset, index(pointer.place.len))
+                && Table::node_id(entry) == Some(pointer.id)
+        });
+        if entry.is_none() {
+            self.report_at(&pointer.place, "the table has another frame there", snapshot);
+        }
+        Ok(())
+    }
+
+    fn frame(&mut self, pointer: &FramePointer, snapshot: SnapshotId) -> Result<(), Error> {
+        let Some(table) = self.table(pointer.place.segment, snapshot)? else { return Ok(()) };
+        let entry = table.entry(pointer.place.number).filter(|entry| {
+            (entry.offset, HEADER_LEN + index(entry.stored))
+                == (pointer.place.offset, index(pointer.place.len))
+                && self.vault.keys.frame_id(table.block_ids(entry)) == pointer.id
+        });
+        if entry.is_none() {
+            self.report_at(&pointer.place, "the table has another frame there", snapshot);
+        }
+        Ok(())
+    }
+
+    /// Returns the table of a segment, and notes that a snapshot needs it.
+    fn table(
+        &mut self,
+        name: SegmentName,
+        snapshot: SnapshotId,
+    ) -> Result<Option<Arc<Table>>, Error> {
+        let needed = self.segments.entry(name).or_default();
+        needed.snapshots.insert(snapshot);
+        if needed.broken {
+            return Ok(None);
+        }
+        if needed.table.is_none() {
+            // Read it even if it is in memory: what counts is what is stored.
+            match self.vault.read_table(name) {
+                Ok(table) => needed.table = Some(Arc::new(table)),
+                Err(error) => {
+                    needed.broken = true;
+                    self.damage(error, snapshot)?;
+                    return Ok(None);
+                }
+            }
+        }
+        Ok(needed.table.clone())
+    }
+
+    fn all_segments(&mut self, level: VerifyLevel, progress: &dyn Progress) -> Result<(), Error> {
+        let sizes: u64 = self.segments.values().filter_map(|n| n.table.as_ref()).map(size_of).sum();
+        let names: Vec<_> = self.segments.keys().copied().collect();
+        let mut done = 0;
+        for name in names {
+            self.report.segments += 1;
+            let Some(table) = self.segments[&name].table.clone() else { continue };
+            let frames = u64::try_from(table.entries().len()).expect("a usize fits in 64 bits");
+            self.report.frames += frames;
+            if level == VerifyLevel::ReadData {
+                self.read_segment(name, &table)?;
+                done += size_of(&table);
+                self.report.read_bytes = ByteCount(done);
+                progress.advance(ByteCount(done), ByteCount(sizes));
+            }
+        }
+        // Damage is reported where it is met first; every snapshot that needs
+        // the segment is affected.
+        for damage in &mut self.report.damaged {
+            if let Some(name) = SegmentName::from_key(&damage.object)
+                && let Some(needed) = self.segments.get(&name)
+            {
+                damage.snapshots = needed.snapshots.iter().copied().collect();
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes and hashes every frame of a segment.
+    fn read_segment(&mut self, name: SegmentName, table: &Table) -> Result<(), Error> {
+        let start = crate::segment::HEADER_LEN;
+        let len = usize::try_from(size_of_frames(table)).expect("a segment has at most 16 MiB");
+        let offset = u64::try_from(start).expect("a usize fits in 64 bits");
+        let bytes = match self.vault.store.get_range(&name.key(), offset, len) {
+            Ok(bytes) => bytes,
+            Err(Error::Damaged(damage)) => {
+                self.report.damaged.push(damage);
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
+            let at = index(entry.offset) - start;
+            let stored = &bytes[at..at + HEADER_LEN + index(entry.stored)];
+            let good = decode_frame(stored, number, entry.kind).and_then(|raw| {
+                let keys = &self.vault.keys;
+                let right = match Table::node_id(entry) {
+                    Some(id) => keys.node_id(entry.kind as u8, &raw) == id,
+                    None => raw
+                        .chunks(BLOCK_SIZE)
+                        .map(|block| keys.block_id(block))
+                        .eq(table.block_ids(entry).iter().copied()),
+                };
+                right.then_some(()).ok_or(Malformed("the content is not what was written"))
+            });
+            if let Err(Malformed(reason)) = good {
+                let damage = Damage::new(name.key(), Some(u64::from(entry.offset)), reason);
+                self.report.damaged.push(damage);
+            }
+        }
+        Ok(())
+    }
+
+    fn damage(&mut self, error: Error, snapshot: SnapshotId) -> Result<(), Error> {
+        match error {
+            Error::Damaged(damage) => {
+                let damage = Damage { snapshots: vec![snapshot], ..damage };
+                if !self
+                    .report
+                    .damaged
+                    .iter()
+                    .any(|d| d.object == damage.object && d.offset == damage.offset)
+                {
+                    self.report.damaged.push(damage);
+                }
+                Ok(())
+            }
+            error => Err(error),
+        }
+    }
+
+    fn report_at(&mut self, place: &Place, reason: &str, snapshot: SnapshotId) {
+        let mut damage = Damage::new(place.segment.key(), Some(u64::from(place.offset)), reason);
+        damage.snapshots = vec![snapshot];
+        self.report.damaged.push(damage);
+    }
+}
+
+fn size_of_frames(table: &Table) -> u64 {
+    let header = u64::try_from(HEADER_LEN).expect("a usize fits in 64 bits");
+    table.entries().iter().map(|entry| header + u64::from(entry.stored)).sum()
+}
+
+fn size_of(table: &Arc<Table>) -> u64 {
+    size_of_frames(table)
+}

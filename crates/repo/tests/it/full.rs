@@ -1,0 +1,90 @@
+//! A repository without room.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+
+use tintype_repo::{Kind, Repository, VerifyLevel};
+
+use crate::support::{BLOCK, begin, content, draft, new_repository, read_all, take};
+use tintype_repo::{ImageParams, InitParams, Unwritten};
+use tintype_types::ByteCount;
+
+/// Writes noise until the repository is full; returns the kind of the error.
+fn fill(repository: &Repository) -> Kind {
+    let session = begin(repository);
+    let size = ByteCount(256 << 20);
+    let params = ImageParams { size, parent: None, unwritten: Unwritten::Zero };
+    let mut writer = session.image(params).unwrap();
+    let mut noise = vec![0; 1 << 20];
+    let mut written = Ok(());
+    for index in 0..256_u64 {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&index.to_le_bytes()).finalize_xof().fill(&mut noise);
+        written = writer.write(index << 20, &noise);
+        if written.is_err() {
+            break;
+        }
+    }
+    let error = written
+        .and_then(|()| writer.finish())
+        .and_then(|root| session.commit(draft(vec![("ram", root)])))
+        .unwrap_err();
+    error.kind()
+}
+
+#[test]
+fn a_full_disk_fails_the_snapshot_and_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"])
+        .arg(folder.path())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        eprintln!("not run: a tmpfs cannot be mounted here");
+        return;
+    }
+    let path = folder.path().join("repo");
+    let repository = Repository::init(&path, InitParams::default()).unwrap();
+    let first = content(1, 100 * BLOCK);
+    let record = take(&repository, &first, None);
+    let before = repository.usage().unwrap();
+    assert_eq!(fill(&repository), Kind::NoSpace);
+    assert_eq!(repository.usage().unwrap(), before, "the space is given back");
+    assert!(read_all(&repository, &record.images[0].root) == first);
+    take(&repository, &content(2, 100 * BLOCK), Some(&record));
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, []);
+    drop(repository);
+    let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
+    assert!(unmounted.success());
+}
+
+const LIMITED: &str = "TINTYPE_REPO_TEST_LIMITED";
+
+/// Not a test of its own: runs with a limit on the size of files.
+#[test]
+fn child_with_a_file_size_limit() {
+    let Ok(path) = env::var(LIMITED) else { return };
+    assert_eq!(fill(&Repository::open(Path::new(&path)).unwrap()), Kind::NoSpace);
+}
+
+#[test]
+fn a_limit_on_file_sizes_fails_the_snapshot_and_nothing_else() {
+    let (_folder, repository) = new_repository();
+    let first = content(1, 100 * BLOCK);
+    let record = take(&repository, &first, None);
+    let before = repository.usage().unwrap();
+    let status = Command::new("sh")
+        // With the signal ignored the write fails with EFBIG.
+        .args(["-c", "trap '' XFSZ; ulimit -f 4096; exec \"$@\"", "sh"])
+        .arg(env::current_exe().unwrap())
+        .args(["full::child_with_a_file_size_limit", "--exact", "--test-threads=1"])
+        .env(LIMITED, repository.path())
+        .status()
+        .unwrap();
+    assert!(status.success());
+    assert_eq!(repository.usage().unwrap(), before);
+    assert!(read_all(&repository, &record.images[0].root) == first);
+}

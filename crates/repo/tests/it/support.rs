@@ -1,0 +1,104 @@
+//! What the tests share: a repository in a temporary folder, drafts, and
+//! content that can be made again.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+use tintype_repo::{
+    ImageParams, ImageRoot, InitParams, NamedImage, Repository, Session, SessionParams,
+    SnapshotDraft, SnapshotRecord, Unwritten,
+};
+use tintype_types::{ByteCount, SnapshotName, VmId, VmName};
+
+pub(crate) const BLOCK: usize = 4096;
+
+pub(crate) fn new_repository() -> (TempDir, Repository) {
+    let folder = tempfile::tempdir().unwrap();
+    let repository = Repository::init(&folder.path().join("repo"), InitParams::default()).unwrap();
+    (folder, repository)
+}
+
+pub(crate) fn draft(images: Vec<(&str, ImageRoot)>) -> SnapshotDraft {
+    SnapshotDraft {
+        vm: VmId::from_bytes([7; 16]),
+        vm_name: VmName::new("web").unwrap(),
+        name: SnapshotName::new("one").unwrap(),
+        parent: None,
+        created: "2026-11-22T10:00:00Z".parse().unwrap(),
+        images: images
+            .into_iter()
+            .map(|(name, root)| NamedImage { name: name.to_owned(), root })
+            .collect(),
+        blobs: Vec::new(),
+        details: serde_json::json!({ "engine": 1 }),
+    }
+}
+
+pub(crate) fn begin(repository: &Repository) -> Session {
+    repository.begin(SessionParams::default()).unwrap()
+}
+
+pub(crate) fn write_image(
+    session: &Session,
+    content: &[u8],
+    parent: Option<ImageRoot>,
+) -> ImageRoot {
+    let size = ByteCount(content.len() as u64);
+    let params = ImageParams { size, parent, unwritten: Unwritten::Zero };
+    let mut writer = session.image(params).unwrap();
+    writer.write(0, content).unwrap();
+    writer.finish().unwrap()
+}
+
+/// Commits one snapshot of one image.
+pub(crate) fn take(
+    repository: &Repository,
+    content: &[u8],
+    parent: Option<&SnapshotRecord>,
+) -> SnapshotRecord {
+    let session = begin(repository);
+    let parent = parent.map(|record| record.images[0].root.clone());
+    let root = write_image(&session, content, parent);
+    session.commit(draft(vec![("ram", root)])).unwrap()
+}
+
+pub(crate) fn read_all(repository: &Repository, root: &ImageRoot) -> Vec<u8> {
+    let reader = repository.open_image(root).unwrap();
+    let mut bytes = vec![0; usize::try_from(reader.size().get()).unwrap()];
+    reader.read_at(0, &mut bytes).unwrap();
+    bytes
+}
+
+/// Bytes that look like a guest's: some zero, some text, some noise.
+pub(crate) fn content(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    for (index, block) in bytes.chunks_mut(BLOCK).enumerate() {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&seed.to_le_bytes()).update(&index.to_le_bytes());
+        match hasher.finalize().as_bytes()[0] % 4 {
+            0 => {}
+            1 => hasher.finalize_xof().fill(block),
+            _ => {
+                let mut word = [0; 16];
+                hasher.finalize_xof().fill(&mut word);
+                block.chunks_mut(16).for_each(|chunk| chunk.copy_from_slice(&word[..chunk.len()]));
+            }
+        }
+    }
+    bytes
+}
+
+/// All files below a folder.
+pub(crate) fn files(folder: &Path) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(files(&entry.path()));
+        } else {
+            found.push(entry.path());
+        }
+    }
+    found.sort();
+    found
+}
