@@ -1,10 +1,10 @@
 //! The disks of a test's guest: copies that belong to the test alone, so that no
 //! two tests share a file and none has a backing chain.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::image::Image;
+use crate::qemu::Tool;
 use crate::{Error, Qemu};
 
 /// How a disk's image is stored.
@@ -36,6 +36,11 @@ pub enum Content {
         /// The size in bytes, a multiple of 512.
         size: u64,
     },
+    /// A copy of an image that is in the disk's format.
+    Copy {
+        /// The image.
+        path: PathBuf,
+    },
     /// An image that the test made and keeps, in the disk's format; not copied.
     Existing {
         /// The image.
@@ -64,10 +69,18 @@ impl Disk {
         Self { format, content: Content::Blank { size } }
     }
 
+    /// A copy of an image that is in that format.
+    pub const fn copy_of(format: Format, path: PathBuf) -> Self {
+        Self { format, content: Content::Copy { path } }
+    }
+
     /// Puts the disk's image at `path` unless it exists already, and returns where it is.
     pub(crate) fn create(&self, path: &Path, image: &Image, qemu: &Qemu) -> Result<PathBuf, Error> {
         match &self.content {
             Content::Existing { path } => return Ok(path.clone()),
+            Content::Copy { path: original } => {
+                copy(original, path)?;
+            }
             Content::System => self.copy_system(path, image, qemu)?,
             Content::Blank { size } => {
                 let size = size.to_string();
@@ -83,10 +96,7 @@ impl Disk {
 
     fn copy_system(&self, path: &Path, image: &Image, qemu: &Qemu) -> Result<(), Error> {
         match self.format {
-            // A reflink where the file system has them.
-            Format::Qcow2 => {
-                fs::copy(&image.disk, path).map(drop).map_err(Error::file("copy to", path))
-            }
+            Format::Qcow2 => copy(&image.disk, path),
             Format::Raw => qemu
                 .image_tool()
                 .args(["convert", "-f", "qcow2", "-O", "raw"])
@@ -95,4 +105,9 @@ impl Disk {
                 .run(),
         }
     }
+}
+
+/// Copies a file: a reflink where the file system has them, and with its holes.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    Tool::named("cp").args(["--reflink=auto", "--sparse=always", "--"]).arg(from).arg(to).run()
 }

@@ -58,6 +58,22 @@ pub enum Error {
         /// The last lines that came from it.
         tail: String,
     },
+    /// QEMU refused a command, or did not answer.
+    #[error("QEMU did not do `{command}`: {message}")]
+    Qmp {
+        /// The QMP command.
+        command: String,
+        /// What it said.
+        message: String,
+    },
+    /// A witness did not start.
+    #[error("the witness `{name}` did not start in the guest: {message}")]
+    Witness {
+        /// What it was to be called.
+        name: String,
+        /// What it said.
+        message: String,
+    },
     /// A command cannot be sent in one line.
     #[error("a command for the guest must be one line of at most {max} bytes, not {command:?}")]
     Command {

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::disk::copy;
 use crate::image::guests_folder;
-use crate::{Disk, Error, Format, GuestKind, Qemu, Serial};
+use crate::{Disk, Error, Format, GuestKind, Qemu, Qmp, Serial};
 
 /// How long a guest may take to boot. Emulated, on a busy machine: generous.
 const BOOT: Duration = Duration::from_secs(180);
@@ -21,13 +22,15 @@ const FIRMWARE: [&str; 2] = ["/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF
 /// What a guest is to be like; starts from [`Guest::of`].
 #[derive(Debug, Clone)]
 pub struct GuestBuilder {
-    kind: GuestKind,
+    pub(crate) kind: GuestKind,
     qemu: Option<Qemu>,
     machine: String,
     memory_mib: u32,
     cpus: u32,
-    disks: Vec<Disk>,
-    variables: Option<Format>,
+    pub(crate) disks: Vec<Disk>,
+    pub(crate) variables: Option<Format>,
+    /// The variables to start with, instead of the firmware's.
+    pub(crate) saved_variables: Option<PathBuf>,
     agent: bool,
     network: bool,
     extra: Vec<String>,
@@ -107,7 +110,7 @@ impl GuestBuilder {
             .prefix("guest-")
             .tempdir()
             .map_err(Error::file("make a folder in", &std::env::temp_dir()))?;
-        let qemu = self.qemu.clone().map_or_else(Qemu::system, Ok)?;
+        let qemu = self.chosen_qemu()?;
         let mut prepared = Prepared {
             folder,
             qemu,
@@ -130,6 +133,10 @@ impl GuestBuilder {
         Ok(guest)
     }
 
+    pub(crate) fn chosen_qemu(&self) -> Result<Qemu, Error> {
+        self.qemu.clone().map_or_else(Qemu::system, Ok)
+    }
+
     fn add_base(&self, prepared: &mut Prepared) -> Result<(), Error> {
         let image = self.kind.image()?;
         prepared.arguments = prepared.qemu.leading_arguments();
@@ -139,18 +146,24 @@ impl GuestBuilder {
         prepared.add(["-smp", &self.cpus.to_string()]);
         prepared.add(["-kernel", &text(&image.kernel), "-initrd", &text(&image.initrd)]);
         prepared.add(["-append", &image.command_line]);
-        if let Some(format) = self.variables {
-            let variables = prepared.file(&format!("variables.{}", format.name()));
+        self.variables.map_or(Ok(()), |format| self.add_firmware(format, prepared))
+    }
+
+    fn add_firmware(&self, format: Format, prepared: &mut Prepared) -> Result<(), Error> {
+        let variables = prepared.file(&format!("variables.{}", format.name()));
+        if let Some(saved) = &self.saved_variables {
+            copy(saved, &variables)?;
+        } else {
             let tool = prepared.qemu.image_tool().args(["convert", "-f", "raw", "-O"]);
             tool.arg(format.name()).arg(FIRMWARE[1]).arg(&variables).run()?;
-            let code = FIRMWARE[0];
-            prepared.add([
-                "-drive",
-                &format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"),
-                "-drive",
-                &format!("if=pflash,unit=1,format={},file={}", format.name(), text(&variables)),
-            ]);
         }
+        let code = FIRMWARE[0];
+        prepared.add([
+            "-drive",
+            &format!("if=pflash,unit=0,format=raw,readonly=on,file={code}"),
+            "-drive",
+            &format!("if=pflash,unit=1,format={},file={}", format.name(), text(&variables)),
+        ]);
         Ok(())
     }
 
@@ -273,20 +286,25 @@ impl Prepared {
 
     /// Starts QEMU with a QMP socket, and does not wait for the guest.
     pub fn spawn(self) -> Result<Guest, Error> {
+        let child = self.start_qemu(&[])?;
+        let serial = Serial::at(&self.serial_path());
+        Ok(Guest { serial, child, prepared: self })
+    }
+
+    fn start_qemu(&self, more: &[&str]) -> Result<Child, Error> {
         let log = self.file("qemu.log");
         let stderr = fs::File::create(&log).map_err(Error::file("make", &log))?;
         let binary = self.qemu.binary();
-        let child = Command::new(&binary)
+        Command::new(&binary)
             .args(&self.arguments)
+            .args(more)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", text(&self.qmp_path()))])
             .envs(self.qemu.environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)
             .spawn()
-            .map_err(Error::file("start", &binary))?;
-        let serial = Serial::at(&self.serial_path());
-        Ok(Guest { serial, child, prepared: self })
+            .map_err(Error::file("start", &binary))
     }
 
     fn file(&self, name: &str) -> PathBuf {
@@ -339,6 +357,7 @@ impl Guest {
             cpus: 1,
             disks: vec![Disk::system(Format::Qcow2)],
             variables: None,
+            saved_variables: None,
             agent: kind == GuestKind::Debian,
             network: false,
             extra: Vec::new(),
@@ -360,6 +379,11 @@ impl Guest {
         self.prepared.qmp_path()
     }
 
+    /// Connects to the QMP socket, which serves one client at a time.
+    pub fn qmp(&self) -> Result<Qmp, Error> {
+        Qmp::connect(&self.qmp_path())
+    }
+
     /// Returns the id of the QEMU process that was started first.
     pub fn process_id(&self) -> u32 {
         self.child.id()
@@ -370,6 +394,19 @@ impl Guest {
         // Fails only if it has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Ends that QEMU as [`Guest::kill`] does, and starts another one with the same
+    /// files, the same command line and `more` at its end.
+    pub fn replace_qemu(&mut self, more: &[&str]) -> Result<(), Error> {
+        self.kill();
+        for path in [self.prepared.serial_path(), self.prepared.qmp_path()] {
+            // QEMU removes its sockets only when it ends in peace.
+            let _ = fs::remove_file(path);
+        }
+        self.serial.disconnect();
+        self.child = self.prepared.start_qemu(more)?;
+        Ok(())
     }
 
     /// Waits until that QEMU has ended by itself, and returns whether it did.

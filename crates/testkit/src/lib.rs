@@ -16,14 +16,19 @@
 
 mod disk;
 mod error;
+mod golden;
 mod guest;
 mod image;
 mod qemu;
+mod qmp;
 mod serial;
+mod witness;
 
 pub use disk::{Content, Disk, Format};
 pub use error::Error;
 pub use guest::{Guest, GuestBuilder, Prepared};
 pub use image::{GuestKind, guests_folder, workspace_folder};
 pub use qemu::{Qemu, Release};
+pub use qmp::Qmp;
 pub use serial::{Answer, Serial};
+pub use witness::{Testimony, Verdict};

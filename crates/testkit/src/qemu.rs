@@ -123,6 +123,10 @@ pub(crate) struct Tool {
 }
 
 impl Tool {
+    pub(crate) fn named(program: &str) -> Self {
+        Self { command: Command::new(program) }
+    }
+
     pub(crate) fn arg(mut self, argument: impl AsRef<OsStr>) -> Self {
         self.command.arg(argument);
         self

@@ -4,6 +4,7 @@
 #![expect(clippy::print_stderr, reason = "a test that cannot run says why")]
 
 mod debian;
+mod tear;
 mod tiny;
 
 use tintype_testkit::GuestKind;

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tintype_testkit::{Disk, Format, Guest, GuestKind};
+use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu};
 
 use crate::is_built;
 
@@ -48,4 +48,22 @@ fn it_takes_any_number_of_disks() {
         "mount -t ext4 /dev/vdb /mnt || (mkdir -p /mnt && mount -t ext4 /dev/vdb /mnt)",
         WITHIN,
     );
+}
+
+#[test]
+fn it_starts_where_it_was_saved() {
+    if !is_built(GuestKind::Tiny) {
+        return;
+    }
+    for qemu in Qemu::all() {
+        let release = qemu.release();
+        let guest = || Guest::of(GuestKind::Tiny).memory_mib(160).qemu(qemu.clone());
+        drop(guest().start().unwrap());
+        let start = Instant::now();
+        let (mut one, mut other) = (guest().start().unwrap(), guest().start().unwrap());
+        eprintln!("tiny: two started in {:.1?} on QEMU {release}", start.elapsed());
+        one.serial().must_run("echo one >/disk/name; sync", WITHIN);
+        assert_ne!(other.serial().run("cat /disk/name", WITHIN).unwrap().status, 0);
+        assert_eq!(one.serial().must_run("cat /disk/name", WITHIN), "one\n");
+    }
 }
