@@ -4,8 +4,10 @@
 
 mod faults;
 mod hostile;
+mod judge;
 mod lazy;
 mod memory;
 mod qemu;
 mod round_trip;
+mod speed;
 mod synthetic;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use tintype_stream::{
-    DeviceState, Event, Limits, Page, Parser, RamBlockId, RestoreWriter, Step, Window,
+    DeviceState, Event, Limits, Page, Parser, RamBlock, RamBlockId, RestoreWriter, Step, Window,
 };
 use tintype_types::BlockIndex;
 
@@ -29,8 +29,7 @@ impl Saved {
             stream = &stream[count..];
             window.filled(count);
             loop {
-                let step = parser.next(window.bytes()).unwrap();
-                let consumed = match step {
+                let consumed = match parser.next(window.bytes()).unwrap() {
                     Step::Event { consumed, event } => {
                         match event {
                             Event::Page { block, page, bytes } => {
@@ -60,11 +59,15 @@ impl Saved {
         let mut writer = RestoreWriter::new(&self.state);
         let mut out = Vec::new();
         writer.start(&mut out);
-        for (&(block, page), bytes) in &self.pages {
-            if bytes.iter().all(|&byte| byte == 0) {
-                writer.zero_page(&mut out, block, page).unwrap();
-            } else {
-                writer.page(&mut out, block, page, bytes).unwrap();
+        for (block, known) in RamBlock::numbered(self.state.ram_blocks()) {
+            for page in (0..known.pages()).map(BlockIndex) {
+                match self.pages.get(&(block, page)) {
+                    Some(bytes) if bytes.iter().any(|&byte| byte != 0) => {
+                        writer.page(&mut out, block, page, bytes).unwrap();
+                    }
+                    // Memory that is not plugged in is not sent.
+                    _ => writer.zero_page(&mut out, block, page).unwrap(),
+                }
             }
         }
         writer.finish(&mut out).unwrap();

@@ -78,6 +78,7 @@ impl Synthetic {
 /// The description of the devices of [`small`].
 pub(crate) const DESCRIPTION: &str = r#"{"configuration":{"vmsd_name":"configuration"},
     "page_size":4096,"devices":[
+    {"name":"0000:00:03.0/virtio-mem-device-early","instance_id":0,"fields":[]},
     {"name":"timer","instance_id":0,"vmsd_name":"timer","version":1,
      "fields":[{"name":"ticks","type":"uint64","size":8}]},
     {"name":"old","instance_id":0,"size":3,
@@ -90,9 +91,21 @@ pub(crate) const DESCRIPTION: &str = r#"{"configuration":{"vmsd_name":"configura
 /// A stream of a guest that wrote to memory while it was captured.
 pub(crate) fn small() -> Synthetic {
     Synthetic::start()
+        .raw(&[5])
+        .name("configuration/uuid")
+        .be32(1)
+        .raw(&[0xaa; 16])
         .command(1, &[])
         .command(2, &[0, 0, 0, 1])
         .ram_setup()
+        .section(4, 8, "0000:00:03.0/virtio-mem-device-early", 1)
+        .be64(4 << 30)
+        .be64(130 << 21)
+        .be64(1 << 21)
+        .be32(0)
+        .be64(0)
+        .raw(&[0; 24])
+        .footer(8)
         .pages(2)
         .be64(0x08)
         .name("pc.ram")
