@@ -1,1 +1,32 @@
-//! One guest: QMP, pause and resume, capture, start. It never sees a chunk.
+//! One guest: QMP, pause and resume, capture, start, load.
+//!
+//! This room drives a stock QEMU and hands what it captures to a sink. It knows
+//! no repository and no chunk, prints nothing and reads no environment.
+
+mod abilities;
+pub mod arguments;
+mod cancel;
+mod capture;
+mod error;
+mod footprint;
+mod guest;
+mod inventory;
+mod launch;
+mod load;
+mod pause;
+mod process;
+pub mod qmp;
+
+pub use abilities::Abilities;
+pub use cancel::Cancel;
+pub use capture::{
+    Afterwards, CaptureParams, CaptureReport, CaptureSink, DiskSink, MemorySink, Moment, SinkError,
+    Way, capture,
+};
+pub use error::{Error, ErrorKind, Result};
+pub use footprint::Footprint;
+pub use guest::Guest;
+pub use inventory::{Disk, Inventory, NetworkCard};
+pub use launch::{LaunchParams, launch};
+pub use load::load;
+pub use process::{CommandLine, Process, ProcessId};

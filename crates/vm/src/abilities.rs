@@ -1,0 +1,113 @@
+//! What this QEMU can do for a capture: asked of QEMU itself, never guessed
+//! from its version.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::error::{Error, Result};
+use crate::inventory::array;
+use crate::qmp::Qmp;
+
+/// What one QEMU can do.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Abilities {
+    /// Disks can be kept at an instant without a risk for the guest's writes
+    /// (`copy-before-write` with `on-cbw-error` and `cbw-timeout`,
+    /// `snapshot-access`; QEMU 7.1).
+    pub disk_snapshots: bool,
+    /// Memory can be saved in passes while the guest runs.
+    pub iterating: bool,
+    /// Memory can be saved by write protection while the guest runs; if not,
+    /// QEMU's reason.
+    pub copy_on_write: Result<(), String>,
+    /// Disks can be taken back after a migration by a command of its own
+    /// (`blockdev-set-active`, QEMU 10.0).
+    pub set_active: bool,
+    /// Guests can be loaded lazily (`postcopy-ram`); if not, QEMU's reason.
+    pub lazy_load: Result<(), String>,
+}
+
+impl Abilities {
+    /// Asks QEMU. Capabilities are tried and put back.
+    pub fn ask(qmp: &mut Qmp) -> Result<Self> {
+        let schema = Schema::ask(qmp)?;
+        Ok(Self {
+            disk_snapshots: ["snapshot-access", "on-cbw-error", "cbw-timeout"]
+                .iter()
+                .all(|name| schema.names.contains(*name)),
+            iterating: schema.names.contains("pause-before-switchover"),
+            copy_on_write: try_capability(qmp, &schema, "background-snapshot")?,
+            set_active: schema.names.contains("blockdev-set-active"),
+            lazy_load: try_capability(qmp, &schema, "postcopy-ram")?,
+        })
+    }
+
+    /// Refuses a QEMU that is too old to copy disks without a risk for the guest.
+    pub fn require_disk_snapshots(&self) -> Result<()> {
+        if self.disk_snapshots {
+            return Ok(());
+        }
+        Err(Error::unsupported(
+            "this QEMU cannot keep a disk at an instant without a risk for the guest's writes; QEMU 7.1 or newer can",
+        ))
+    }
+}
+
+/// The names in QEMU's schema: commands, members of objects, values of enums.
+struct Schema {
+    names: BTreeSet<String>,
+}
+
+impl Schema {
+    fn ask(qmp: &mut Qmp) -> Result<Self> {
+        let mut names = BTreeSet::new();
+        for entry in array(qmp.execute("query-qmp-schema", json!({}))?)? {
+            match entry["meta-type"].as_str() {
+                Some("command") => names.extend(entry["name"].as_str().map(str::to_owned)),
+                Some("enum") => {
+                    names.extend(strings(&entry["values"]));
+                }
+                Some("object") => {
+                    let members = entry["members"].as_array().into_iter().flatten();
+                    names.extend(
+                        members.filter_map(|member| member["name"].as_str().map(str::to_owned)),
+                    );
+                }
+                _ => {}
+            }
+        }
+        Ok(Self { names })
+    }
+}
+
+fn strings(list: &Value) -> impl Iterator<Item = String> {
+    list.as_array().into_iter().flatten().filter_map(|value| value.as_str().map(str::to_owned))
+}
+
+/// Turns a capability on and off again; QEMU checks the host when it turns on.
+fn try_capability(qmp: &mut Qmp, schema: &Schema, name: &str) -> Result<Result<(), String>> {
+    if !schema.names.contains(name) {
+        return Ok(Err(format!("this QEMU does not know `{name}`")));
+    }
+    let before = array(qmp.execute("query-migrate-capabilities", json!({}))?)?;
+    let is_on = |entry: &&Value| entry["state"].as_bool().unwrap_or_default();
+    let on = before.iter().filter(is_on).filter_map(|entry| entry["capability"].as_str());
+    let states = |names: &[&str], state: bool| {
+        let entries: Vec<_> =
+            names.iter().map(|n| json!({"capability": n, "state": state})).collect();
+        json!({"capabilities": entries})
+    };
+    let on: Vec<&str> = on.collect();
+    let off = states(&on, false);
+    qmp.execute("migrate-set-capabilities", off)?;
+    let tried = qmp.execute("migrate-set-capabilities", states(&[name], true));
+    qmp.execute("migrate-set-capabilities", states(&[name], false))?;
+    qmp.execute("migrate-set-capabilities", states(&on, true))?;
+    match tried {
+        Ok(_) => Ok(Ok(())),
+        Err(Error::Refused { description, .. }) => Ok(Err(description)),
+        Err(error) => Err(error),
+    }
+}

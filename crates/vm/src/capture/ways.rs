@@ -1,0 +1,266 @@
+//! The three ways to one instant of memory and disks. Each ends with the guest
+//! running on (or kept still), and its memory on the way or already here.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::RecvTimeoutError;
+use serde_json::{Value, json};
+
+use super::convergence::{Progress, Verdict, judge};
+use super::disks::DiskCapture;
+use super::memory::Milestone;
+use super::sink::Moment;
+use super::{Afterwards, MemoryStream, Passed, Run, Way, migration_failure};
+use crate::error::{Error, Result};
+use crate::footprint::Footprint;
+use crate::pause::{Pause, cancel_migration};
+use crate::qmp::{Event, Qmp};
+
+/// The pause that an iterating capture aims at, in milliseconds (QEMU's `downtime-limit`).
+const AIM_MS: u64 = 10;
+
+/// How often a capture under way looks at its progress.
+const LOOK_UP: Duration = Duration::from_millis(50);
+
+/// How long QEMU may take to protect memory, or to stop a guest that is ready.
+const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// How an iterating capture went.
+enum Iterated<'scope> {
+    Done(Passed<'scope>),
+    /// The guest dirties its memory faster than it is read; it runs on.
+    TooBusy,
+}
+
+impl<'scope> Run<'scope, '_> {
+    /// Goes the way that was asked for, or the best that works.
+    pub(super) fn pass_instant(
+        &self,
+        qmp: &mut Qmp,
+        disks: &DiskCapture,
+    ) -> Result<Passed<'scope>> {
+        let early_targets = self.params.abilities.set_active || !self.params.memory;
+        if early_targets {
+            qmp.execute_all(&disks.target_commands())?;
+        }
+        if !self.params.memory {
+            return self.disks_alone(qmp, disks);
+        }
+        let way = match self.params.way {
+            _ if self.params.afterwards == Afterwards::StandStill => Way::Stop,
+            Some(Way::CopyOnWrite) => {
+                let able = self.params.abilities.copy_on_write.clone();
+                able.map_err(|reason| {
+                    Error::unsupported(format!(
+                        "copy-on-write capture cannot be used here: {reason}"
+                    ))
+                })?;
+                Way::CopyOnWrite
+            }
+            Some(way) => way,
+            None if self.params.abilities.iterating => Way::Iterating,
+            None if self.params.abilities.copy_on_write.is_ok() => Way::CopyOnWrite,
+            None => Way::Stop,
+        };
+        match way {
+            Way::Stop => self.stop(qmp, disks),
+            Way::CopyOnWrite => self.copy_on_write(qmp, disks),
+            Way::Iterating => match self.iterating(qmp, disks)? {
+                Iterated::Done(instant) => Ok(instant),
+                Iterated::TooBusy => self.copy_on_write(qmp, disks),
+            },
+        }
+    }
+
+    fn disks_alone(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
+        self.sink.moment(Moment::BeforePause);
+        let mut pause = Pause::prepare(qmp)?;
+        pause.stop()?;
+        let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, false))?;
+        Ok(Passed { way: Way::Stop, pause, was_running, memory: None })
+    }
+
+    fn stop(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
+        Footprint::set_capabilities(qmp, &["events"])?;
+        set_parameters(qmp, AIM_MS)?;
+        let memory = self.open_memory_stream(qmp)?;
+        self.sink.moment(Moment::BeforePause);
+        let mut pause = Pause::prepare(qmp)?;
+        pause.stop()?;
+        Self::start_migration(pause.qmp())?;
+        if let Err(error) = self.await_completion(&mut pause, None) {
+            return Err(give_up(pause, memory, error));
+        }
+        let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, true))?;
+        Ok(Passed { way: Way::Stop, pause, was_running, memory: Some(memory) })
+    }
+
+    fn copy_on_write(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
+        Footprint::set_capabilities(qmp, &["events", "background-snapshot"])
+            .or_else(|_| Footprint::set_capabilities(qmp, &["background-snapshot"]))?;
+        if !self.params.abilities.set_active {
+            qmp.execute_all(&disks.target_commands())?;
+        }
+        let memory = self.open_memory_stream(qmp)?;
+        self.sink.moment(Moment::BeforePause);
+        let mut pause = Pause::prepare(qmp)?;
+        pause.stop()?;
+        Self::start_migration(pause.qmp())?;
+        match memory.milestones.recv_timeout(STEP_LIMIT) {
+            Ok(Milestone::Pages) => {}
+            Ok(Milestone::End) => {
+                let ended = migration_ended(pause.qmp());
+                return Err(give_up(pause, memory, ended));
+            }
+            Err(_) => {
+                let what = "protect its memory".to_owned();
+                return Err(give_up(pause, memory, Error::Timeout { what, waited: STEP_LIMIT }));
+            }
+        }
+        let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, false))?;
+        Ok(Passed { way: Way::CopyOnWrite, pause, was_running, memory: Some(memory) })
+    }
+
+    fn iterating(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Iterated<'scope>> {
+        Footprint::set_capabilities(qmp, &["events", "pause-before-switchover"])?;
+        set_parameters(qmp, AIM_MS)?;
+        let memory = self.open_memory_stream(qmp)?;
+        self.sink.moment(Moment::BeforePause);
+        let mut pause = Pause::prepare(qmp)?;
+        Self::start_migration(pause.qmp())?;
+        match self.await_last_pass(&mut pause, &memory) {
+            Ok(true) => {}
+            Ok(false) => {
+                cancel_migration(pause.qmp())?;
+                drop(pause);
+                // The reader ends with the stream; what it read is void.
+                let _ = memory.reader.join();
+                return Ok(Iterated::TooBusy);
+            }
+            Err(error) => return Err(give_up(pause, memory, error)),
+        }
+        let proceed = json!({"state": "pre-switchover"});
+        let proceeded = pause.qmp().execute("migrate-continue", proceed).map(drop);
+        let completed =
+            proceeded.and_then(|()| self.await_completion(&mut pause, Some(STEP_LIMIT)));
+        if let Err(error) = completed {
+            return Err(give_up(pause, memory, error));
+        }
+        let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, true))?;
+        Ok(Iterated::Done(Passed { way: Way::Iterating, pause, was_running, memory: Some(memory) }))
+    }
+
+    /// Waits until QEMU has stopped the guest for the last pass; `false` if the
+    /// guest is too busy and another way is open.
+    fn await_last_pass(&self, pause: &mut Pause<'_>, memory: &MemoryStream<'_>) -> Result<bool> {
+        let mut allowed = Duration::from_millis(AIM_MS);
+        loop {
+            match await_migration(pause.qmp(), "pre-switchover", LOOK_UP) {
+                Ok(()) => return Ok(true),
+                Err(Error::Timeout { .. }) => {}
+                Err(error) => return Err(error),
+            }
+            self.cancel.check()?;
+            match memory.milestones.recv_timeout(Duration::ZERO) {
+                Ok(Milestone::End) => return Err(migration_ended(pause.qmp())),
+                Ok(Milestone::Pages) | Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
+            }
+            match judge(&progress(pause.qmp())?) {
+                Verdict::GoOn => {}
+                Verdict::AllowPause(longer) if longer > allowed => {
+                    allowed = longer;
+                    set_parameters(pause.qmp(), millis(longer))?;
+                }
+                Verdict::AllowPause(_) => {}
+                Verdict::GiveUp if self.may_copy_on_write() => return Ok(false),
+                // Nothing else works here: stand still for what is left.
+                Verdict::GiveUp => {
+                    pause.stop()?;
+                    await_migration(pause.qmp(), "pre-switchover", STEP_LIMIT)?;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn may_copy_on_write(&self) -> bool {
+        self.params.way.is_none() && self.params.abilities.copy_on_write.is_ok()
+    }
+
+    /// Waits until QEMU has sent everything.
+    fn await_completion(&self, pause: &mut Pause<'_>, limit: Option<Duration>) -> Result<()> {
+        let deadline = limit.map(|limit| Instant::now() + limit);
+        loop {
+            match await_migration(pause.qmp(), "completed", LOOK_UP) {
+                Err(Error::Timeout { .. }) if deadline.is_none_or(|d| Instant::now() < d) => {
+                    self.cancel.check()?;
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
+/// Waits for a migration to come into a state, or to fail.
+fn await_migration(qmp: &mut Qmp, state: &str, limit: Duration) -> Result<()> {
+    let ended = |event: &Event| {
+        event.is("MIGRATION", "status", state)
+            || event.is("MIGRATION", "status", "failed")
+            || event.is("MIGRATION", "status", "cancelled")
+    };
+    let event = qmp.wait_event("get on with saving its memory", limit, ended)?;
+    if event.is("MIGRATION", "status", state) {
+        return Ok(());
+    }
+    Err(migration_ended(qmp))
+}
+
+/// Says why QEMU has ended a migration before its time.
+fn migration_ended(qmp: &mut Qmp) -> Error {
+    match qmp.execute("query-migrate", json!({})) {
+        Ok(migration) => migration_failure(&migration),
+        Err(error) => error,
+    }
+}
+
+/// Lets the guest run on, and says why the capture failed: our own reason, which
+/// may be why QEMU failed, before QEMU's.
+fn give_up(pause: Pause<'_>, memory: MemoryStream<'_>, error: Error) -> Error {
+    drop(pause);
+    match memory.reader.join() {
+        Ok(Err(own @ (Error::Sink(_) | Error::Stream(_)))) => own,
+        _ => error,
+    }
+}
+
+fn set_parameters(qmp: &mut Qmp, downtime_limit_ms: u64) -> Result<()> {
+    // No limit on the speed: QEMU's own is 128 MiB/s.
+    let parameters = json!({"max-bandwidth": 0, "downtime-limit": downtime_limit_ms});
+    qmp.execute("migrate-set-parameters", parameters).map(drop)
+}
+
+fn progress(qmp: &mut Qmp) -> Result<Progress> {
+    let migration = qmp.execute("query-migrate", json!({}))?;
+    let ram = &migration["ram"];
+    let number = |key: &str| ram[key].as_u64().unwrap_or_default();
+    Ok(Progress {
+        passes: number("dirty-sync-count"),
+        transferred: number("transferred"),
+        remaining: number("remaining"),
+        total: number("total"),
+        bytes_per_second: bytes_per_second(&ram["mbps"]),
+    })
+}
+
+/// QEMU counts in megabits per second, with a fraction.
+fn bytes_per_second(mbps: &Value) -> u64 {
+    const BYTES_PER_MEGABIT: f64 = 125_000.0;
+    let bytes = mbps.as_f64().unwrap_or_default() * BYTES_PER_MEGABIT;
+    // The checked conversion to an integer that the standard library has for seconds.
+    Duration::try_from_secs_f64(bytes).map_or(0, |duration| duration.as_secs())
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
