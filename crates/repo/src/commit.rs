@@ -19,8 +19,8 @@ pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
         }
     }
     for image in &draft.images {
-        if let Some(base) = &image.root.base {
-            core.vault.node(base)?;
+        for pointer in image.root.pointers() {
+            core.vault.node(pointer)?;
         }
     }
     Ok(())

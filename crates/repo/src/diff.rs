@@ -1,14 +1,14 @@
 //! What differs between two images, by their maps alone: no content is read.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tintype_types::Extent;
 
 use crate::Error;
-use crate::node::{Entry, FAN_OUT, REGION_BLOCKS};
-use crate::pointer::NodePointer;
-use crate::reader::{ImageReader, push_joined, region_extents};
+use crate::map::ImageMap;
+use crate::node::{Entry, REGION_BLOCKS};
+use crate::reader::{push_joined, region_extents};
 use crate::tree::{ImageRoot, LEAF_SIZE};
 use crate::vault::Vault;
 
@@ -18,24 +18,27 @@ const REGION_SIZE: u64 = 64 << 10;
 /// and joined, in whole blocks. Where one image is shorter, what the other has
 /// beyond its end counts as different if it is not zero.
 pub(crate) fn diff(vault: &Arc<Vault>, a: &ImageRoot, b: &ImageRoot) -> Result<Vec<Extent>, Error> {
-    let mut extents = Vec::new();
-    let mut leaves: BTreeMap<u64, [Option<NodePointer>; 2]> = BTreeMap::new();
-    for (side, root) in [a, b].into_iter().enumerate() {
-        for (index, pointer) in vault.leaves(root, 0, u64::MAX)? {
-            leaves.entry(index).or_default()[side] = Some(pointer);
-        }
+    let maps = [a, b].map(|root| ImageMap::new(Arc::clone(vault), root.clone()));
+    // Over the same base only what the runs speak of can differ.
+    let same_base =
+        a.base.map(|base| base.id) == b.base.map(|base| base.id) && a.height == b.height;
+    let mut indexes = BTreeSet::new();
+    for map in &maps {
+        indexes.extend(if same_base {
+            map.changed(0, u64::MAX)
+        } else {
+            map.indexes(0, u64::MAX)
+        }?);
     }
-    let readers = [a, b].map(|root| ImageReader::new(Arc::clone(vault), root.clone()));
-    for (index, [old, new]) in leaves {
-        if old.map(|pointer| pointer.id) == new.map(|pointer| pointer.id) {
+    let mut extents = Vec::new();
+    for index in indexes {
+        let (old, new) = (maps[0].pointer(index)?, maps[1].pointer(index)?);
+        if old.is_some() && old.map(|pointer| pointer.id) == new.map(|pointer| pointer.id) {
             continue;
         }
-        let entries = |side: usize, pointer: Option<NodePointer>| match pointer {
-            Some(pointer) => readers[side].entries(&pointer),
-            None => Ok(vec![Entry::default(); FAN_OUT]),
-        };
-        let (old, new) = (entries(0, old)?, entries(1, new)?);
-        for (region, (old, new)) in (0..).zip(old.iter().zip(&new)) {
+        let leaf = |map: &ImageMap| Ok::<_, Error>(map.leaf(index)?.unwrap_or_default());
+        let (old, new) = (leaf(&maps[0])?, leaf(&maps[1])?);
+        for (region, (old, new)) in (0..).zip(old.regions.iter().zip(&new.regions)) {
             if old != new {
                 let mask = differing(vault, old, new)?;
                 let start = index * LEAF_SIZE + region * REGION_SIZE;

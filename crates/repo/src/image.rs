@@ -1,25 +1,42 @@
 //! The map of an image while it is written.
 //!
-//! Leaves are loaded when they are first touched and written out when there
-//! are too many, so memory is bounded whatever the image's size.
+//! Leaves are loaded when they are first touched and put away when there are
+//! too many, so memory is bounded by what changed. What is put away is what
+//! differs from the parent's leaf; `finish` decides whether that becomes a run
+//! or new leaves.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tintype_types::ByteCount;
+
 use crate::Error;
 use crate::frame::FrameKind;
-use crate::node::{Entry, Inner, Leaf};
+use crate::map::ImageMap;
+use crate::node::{Entry, FAN_OUT, Leaf};
 use crate::pages::WINDOW_SIZE;
 use crate::pointer::NodePointer;
+use crate::run::{self, Change};
 use crate::session::Core;
-use crate::tree::{self, ImageRoot, LEAF_SIZE, TreePlan, as_leaf};
+use crate::tree::{self, ImageRoot, LEAF_SIZE, MAX_RUNS, TreePlan, as_leaf};
 
 /// Leaves held in memory for one image: 32 GiB of touched address space.
 const MAX_LEAVES: usize = 2048;
+/// Regions of a leaf that may differ before a new leaf is better than a list.
+const FEW_REGIONS: usize = FAN_OUT / 4;
 /// Windows of a leaf.
 const LEAF_WINDOWS: u64 = LEAF_SIZE / WINDOW_SIZE;
 /// Regions of a window.
 pub(crate) const WINDOW_REGIONS: usize = 32;
+
+/// About the bytes of a new leaf, of a changed region and of a replaced leaf
+/// in a run; and how much cheaper a run has to be.
+const LEAF_COST: usize = 6000;
+const REGION_COST: usize = 48;
+const WHOLE_COST: usize = 60;
+const RUN_ADVANTAGE: usize = 4;
+/// New leaves that cost less than this are not worth a run.
+const CHEAP: usize = 64 << 10;
 
 /// An image being written.
 #[derive(Debug)]
@@ -27,72 +44,77 @@ pub(crate) struct ImageState {
     /// The image's number in the session.
     pub number: u64,
     /// What the image has where nothing is written.
-    pub base: ImageRoot,
+    pub base: Arc<ImageMap>,
     /// What blocks are compared with, by position.
-    pub reference: ImageRoot,
-    size: tintype_types::ByteCount,
+    pub reference: Arc<ImageMap>,
+    size: ByteCount,
     leaves: Mutex<Leaves>,
 }
 
+type Slot = Arc<Mutex<Option<Leaf>>>;
+
 #[derive(Debug, Default)]
 struct Leaves {
-    loaded: HashMap<u64, Arc<Mutex<Option<Leaf>>>>,
+    loaded: HashMap<u64, Slot>,
     /// The order in which leaves were loaded.
     order: VecDeque<u64>,
-    written: BTreeMap<u64, Option<NodePointer>>,
+    /// What was put away, as changes of the reference.
+    put_away: BTreeMap<u64, Change>,
+    /// Ranges of leaves that were made zero: start to end.
     zeroed: BTreeMap<u64, u64>,
 }
 
 impl ImageState {
     pub(crate) fn new(
         number: u64,
-        size: tintype_types::ByteCount,
-        base: ImageRoot,
-        reference: ImageRoot,
+        size: ByteCount,
+        base: Arc<ImageMap>,
+        reference: Arc<ImageMap>,
     ) -> Self {
         Self { number, base, reference, size, leaves: Mutex::default() }
     }
 
-    pub(crate) fn size(&self) -> tintype_types::ByteCount {
+    pub(crate) fn size(&self) -> ByteCount {
         self.size
     }
 
     /// Returns the entries of a window as they are now.
-    pub(crate) fn window(&self, core: &Core, window: u64) -> Result<Vec<Entry>, Error> {
-        let index = window / LEAF_WINDOWS;
-        let slot = self.slot(core, index)?;
-        let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_none() {
-            *slot = Some(self.load(core, index)?);
-        }
-        let leaf = slot.as_ref().expect("it was just loaded");
-        Ok(leaf.regions[regions(window)].to_vec())
+    pub(crate) fn window(&self, window: u64, core: &Core) -> Result<Vec<Entry>, Error> {
+        self.with_leaf(window, core, |regions| regions.to_vec())
     }
 
-    /// Replaces the entries of a window that `window` was called for.
+    /// Replaces the entries of a window.
     pub(crate) fn set_window(
         &self,
-        core: &Core,
         window: u64,
         entries: Vec<Entry>,
+        core: &Core,
     ) -> Result<(), Error> {
+        self.with_leaf(window, core, |regions| {
+            regions.iter_mut().zip(entries).for_each(|(entry, new)| *entry = new);
+        })
+    }
+
+    fn with_leaf<T>(
+        &self,
+        window: u64,
+        core: &Core,
+        work: impl FnOnce(&mut [Entry]) -> T,
+    ) -> Result<T, Error> {
         let index = window / LEAF_WINDOWS;
         let slot = self.slot(core, index)?;
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if slot.is_none() {
-            *slot = Some(self.load(core, index)?);
-        }
-        let leaf = slot.as_mut().expect("it was just loaded");
-        for (entry, new) in leaf.regions[regions(window)].iter_mut().zip(entries) {
-            *entry = new;
-        }
-        Ok(())
+        let leaf = match &mut *slot {
+            Some(leaf) => leaf,
+            empty => empty.insert(self.load(core, index)?),
+        };
+        Ok(work(&mut leaf.regions[regions(window)]))
     }
 
     /// Returns the entries of a window in the image that blocks are compared with.
-    pub(crate) fn reference_window(&self, core: &Core, window: u64) -> Result<Vec<Entry>, Error> {
-        match core.vault.leaf(&self.reference, window / LEAF_WINDOWS)? {
-            Some(node) => Ok(as_leaf(&node, "an image map")?.regions[regions(window)].to_vec()),
+    pub(crate) fn reference_window(&self, window: u64) -> Result<Vec<Entry>, Error> {
+        match self.reference.leaf(window / LEAF_WINDOWS)? {
+            Some(leaf) => Ok(leaf.regions[regions(window)].to_vec()),
             None => Ok(vec![Entry::default(); WINDOW_REGIONS]),
         }
     }
@@ -102,7 +124,7 @@ impl ImageState {
         let mut leaves = self.lock();
         leaves.loaded.retain(|index, _| !(from..to).contains(index));
         leaves.order.retain(|index| !(from..to).contains(index));
-        leaves.written.retain(|index, _| !(from..to).contains(index));
+        leaves.put_away.retain(|index, _| !(from..to).contains(index));
         let (mut start, mut end) = (from, to);
         // Join with the ranges that overlap or touch.
         while let Some((&other, &other_end)) = leaves.zeroed.range(..=end).next_back()
@@ -115,23 +137,85 @@ impl ImageState {
         leaves.zeroed.insert(start, end);
     }
 
-    /// Writes the nodes out and returns the image. No work may be queued.
+    /// Writes the map out and returns the image. No work may be queued.
     pub(crate) fn finish(&self, core: &Core) -> Result<ImageRoot, Error> {
+        let changes = self.take_changes(core)?;
+        let old = &self.reference.root;
+        if changes.is_empty() {
+            return Ok(ImageRoot { size: self.size, ..old.clone() });
+        }
+        let mut affected = self.reference.changed(0, u64::MAX)?;
+        affected.extend(changes.keys());
+        let whole = changes.values().filter(|c| matches!(c, Change::Whole(_))).count();
+        let regions: usize = changes
+            .values()
+            .map(|change| match change {
+                Change::Whole(_) => 0,
+                Change::Regions(regions) => regions.len(),
+            })
+            .sum();
+        let run_cost = regions * REGION_COST + whole * WHOLE_COST;
+        let leaf_cost = affected.len().saturating_sub(whole) * LEAF_COST;
+        if old.base.is_some()
+            && old.runs.len() < MAX_RUNS
+            && leaf_cost > CHEAP.max(RUN_ADVANTAGE * run_cost)
+        {
+            let mut runs = old.runs.clone();
+            runs.push(run::write(&changes, &|bytes| self.put_new(core, bytes)));
+            return Ok(ImageRoot { size: self.size, height: old.height, base: old.base, runs });
+        }
+        self.fold(core, &affected.into_iter().collect::<Vec<_>>(), changes)
+    }
+
+    /// Returns all changes of the reference.
+    fn take_changes(&self, core: &Core) -> Result<BTreeMap<u64, Change>, Error> {
         let mut leaves = self.lock();
         while let Some(index) = leaves.order.pop_front() {
-            self.write_out(core, &mut leaves, index)?;
+            self.put_away(core, &mut leaves, index)?;
+        }
+        let mut zeroed = std::mem::take(&mut leaves.zeroed);
+        if !Arc::ptr_eq(&self.base, &self.reference) {
+            zeroed = BTreeMap::from([(0, u64::MAX)]);
+        }
+        let mut changes = std::mem::take(&mut leaves.put_away);
+        for (from, to) in zeroed {
+            for index in self.reference.indexes(from, to)? {
+                changes.entry(index).or_insert(Change::Whole(None));
+            }
+        }
+        changes.retain(|_, change| *change != Change::Regions(Vec::new()));
+        Ok(changes)
+    }
+
+    /// Makes a base of its own: new leaves for everything that changed.
+    fn fold(
+        &self,
+        core: &Core,
+        affected: &[u64],
+        mut changes: BTreeMap<u64, Change>,
+    ) -> Result<ImageRoot, Error> {
+        let mut leaves = BTreeMap::new();
+        for &index in affected {
+            let pointer = match changes.remove(&index) {
+                Some(Change::Whole(pointer)) => pointer,
+                Some(Change::Regions(regions)) => {
+                    let mut leaf = self.reference.leaf(index)?.unwrap_or_default();
+                    run::apply(&mut leaf, &regions);
+                    self.put_leaf(core, index, &leaf)?
+                }
+                None => match self.reference.leaf(index)? {
+                    Some(leaf) => self.put_leaf(core, index, &leaf)?,
+                    None => None,
+                },
+            };
+            leaves.insert(index, pointer);
         }
         let height = tree::height(self.size);
-        let plan = TreePlan {
-            vault: &core.vault,
-            base: &self.base,
-            leaves: &leaves.written,
-            zeroed: &leaves.zeroed,
-        };
+        let plan = TreePlan { vault: &core.vault, base: &self.reference.root, leaves: &leaves };
         let base = plan.build(height, 0, &mut |level, index, inner| {
-            self.put_inner(core, level, index, inner)
+            self.put_node(core, level, index, &inner.encode())
         })?;
-        Ok(ImageRoot { size: self.size, height, base })
+        Ok(ImageRoot { size: self.size, height, base, runs: Vec::new() })
     }
 
     fn lock(&self) -> MutexGuard<'_, Leaves> {
@@ -139,68 +223,76 @@ impl ImageState {
     }
 
     /// Returns the place of a leaf in memory, and makes room for it.
-    fn slot(&self, core: &Core, index: u64) -> Result<Arc<Mutex<Option<Leaf>>>, Error> {
+    fn slot(&self, core: &Core, index: u64) -> Result<Slot, Error> {
         let mut leaves = self.lock();
         if let Some(slot) = leaves.loaded.get(&index) {
             return Ok(Arc::clone(slot));
         }
         for _ in MAX_LEAVES..leaves.order.len() {
-            let oldest = leaves.order.pop_front().expect("there are more than the most");
+            let Some(oldest) = leaves.order.pop_front() else { break };
             // A worker is busy with it: try the next one.
             if leaves.loaded.get(&oldest).is_some_and(|slot| Arc::strong_count(slot) > 1) {
                 leaves.order.push_back(oldest);
             } else {
-                self.write_out(core, &mut leaves, oldest)?;
+                self.put_away(core, &mut leaves, oldest)?;
             }
         }
-        let slot = Arc::default();
+        let slot = Slot::default();
         leaves.loaded.insert(index, Arc::clone(&slot));
         leaves.order.push_back(index);
         Ok(slot)
     }
 
     fn load(&self, core: &Core, index: u64) -> Result<Leaf, Error> {
-        let pointer = {
+        let (change, zeroed) = {
             let leaves = self.lock();
-            match leaves.written.get(&index) {
-                Some(pointer) => *pointer,
-                None if leaves.zeroed.range(..=index).next_back().is_some_and(|r| *r.1 > index) => {
-                    None
-                }
-                None => core.vault.subtree(&self.base, 0, index)?,
-            }
+            let zeroed = leaves.zeroed.range(..=index).next_back();
+            (leaves.put_away.get(&index).cloned(), zeroed.is_some_and(|(_, end)| *end > index))
         };
-        match pointer {
-            Some(pointer) => {
-                let node = core.vault.node(&pointer)?;
-                Ok(as_leaf(&node, &pointer.place.segment.key())?.clone())
+        let leaf = match change {
+            Some(Change::Whole(None)) => None,
+            Some(Change::Whole(Some(pointer))) => {
+                Some(as_leaf(&*core.vault.node(&pointer)?, &pointer)?)
             }
-            None => Ok(Leaf::default()),
-        }
+            Some(Change::Regions(regions)) => {
+                let mut leaf = self.reference.leaf(index)?.unwrap_or_default();
+                run::apply(&mut leaf, &regions);
+                Some(leaf)
+            }
+            None if zeroed => None,
+            None => self.base.leaf(index)?,
+        };
+        Ok(leaf.map(Arc::unwrap_or_clone).unwrap_or_default())
     }
 
-    fn write_out(&self, core: &Core, leaves: &mut Leaves, index: u64) -> Result<(), Error> {
+    /// Takes a leaf out of memory and keeps what differs from the reference.
+    fn put_away(&self, core: &Core, leaves: &mut Leaves, index: u64) -> Result<(), Error> {
         let Some(slot) = leaves.loaded.remove(&index) else { return Ok(()) };
         let slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
         // Never loaded: the job that wanted it failed before.
         let Some(leaf) = slot.as_ref() else { return Ok(()) };
-        let pointer = if leaf.is_zero() {
-            None
+        let old = self.reference.leaf(index)?;
+        let zero = Leaf::default();
+        let old_regions = &old.as_deref().unwrap_or(&zero).regions;
+        let differing: Vec<_> = (0..=u8::MAX)
+            .zip(leaf.regions.iter().zip(old_regions))
+            .filter(|(_, (new, old))| new != old)
+            .map(|(region, (new, _))| (region, new.clone()))
+            .collect();
+        let change = if differing.is_empty() || (old.is_some() && differing.len() <= FEW_REGIONS) {
+            Change::Regions(differing)
         } else {
-            Some(self.put_node(core, 0, index, &leaf.encode())?)
+            Change::Whole(self.put_leaf(core, index, leaf)?)
         };
-        leaves.written.insert(index, pointer);
+        leaves.put_away.insert(index, change);
         Ok(())
     }
 
-    fn put_inner(
-        &self,
-        core: &Core,
-        level: u8,
-        index: u64,
-        inner: &Inner,
-    ) -> Result<NodePointer, Error> {
-        self.put_node(core, level, index, &inner.encode())
+    fn put_leaf(&self, core: &Core, index: u64, leaf: &Leaf) -> Result<Option<NodePointer>, Error> {
+        if leaf.is_zero() {
+            return Ok(None);
+        }
+        self.put_node(core, 0, index, &leaf.encode()).map(Some)
     }
 
     /// Stores a node unless the parent has the same one at the same place.
@@ -212,14 +304,18 @@ impl ImageState {
         bytes: &[u8],
     ) -> Result<NodePointer, Error> {
         let id = core.vault.keys.node_id(FrameKind::Node as u8, bytes);
-        for old in [&self.reference, &self.base] {
-            if let Some(pointer) = core.vault.subtree(old, level, index)?
-                && pointer.id == id
-            {
-                return Ok(pointer);
-            }
+        match core.vault.subtree(&self.reference.root, level, index)? {
+            Some(pointer) if pointer.id == id => Ok(pointer),
+            _ => Ok(core.put_bytes(FrameKind::Node, id, bytes)),
         }
-        Ok(core.put_bytes(FrameKind::Node, id, bytes))
+    }
+
+    fn put_new(&self, core: &Core, bytes: &[u8]) -> NodePointer {
+        core.put_bytes(
+            FrameKind::Node,
+            core.vault.keys.node_id(FrameKind::Node as u8, bytes),
+            bytes,
+        )
     }
 }
 

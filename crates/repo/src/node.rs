@@ -9,14 +9,18 @@
 //! inner   child u8, then segment u16, number u16, offset u32, length u32, id 32
 //! ```
 //!
+//! Nodes of runs share this frame and are in `run`.
+//!
 //! A node covers 256 items: a leaf 256 regions of 64 KiB, an inner node 256
 //! nodes of the level below. What has no item is zero. The same content always
 //! has the same bytes, so equal ids mean equal content and the reverse.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use crate::frame::MAX_BLOCKS;
 use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer, Place, SegmentName};
+use crate::run::{RunInner, RunLeaf};
 use crate::wire::{Fields, Malformed};
 
 /// Items of a node.
@@ -88,16 +92,28 @@ pub(crate) struct Inner {
 /// A decoded node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Node {
-    Leaf(Leaf),
-    Inner(Inner),
+    Leaf(Arc<Leaf>),
+    Inner(Arc<Inner>),
+    RunLeaf(Arc<RunLeaf>),
+    RunInner(Arc<RunInner>),
 }
 
 const LEAF: u8 = 1;
 const INNER: u8 = 2;
+pub(crate) const RUN_LEAF: u8 = 3;
+pub(crate) const RUN_INNER: u8 = 5;
 
 impl Leaf {
     pub(crate) fn is_zero(&self) -> bool {
         self.regions.iter().all(|entry| entry.parts.is_empty())
+    }
+
+    /// Returns about how much memory the leaf takes.
+    pub(crate) fn weight(&self) -> usize {
+        self.regions
+            .iter()
+            .map(|entry| size_of::<Entry>() + entry.parts.len() * size_of::<Part>())
+            .sum()
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -107,15 +123,7 @@ impl Leaf {
             if entry.parts.is_empty() {
                 continue;
             }
-            let parts = u8::try_from(entry.parts.len()).expect("a region has at most 16 parts");
-            items.extend_from_slice(&[region, parts]);
-            for part in &entry.parts {
-                items.extend_from_slice(&part.used.to_le_bytes());
-                items.extend_from_slice(&part.mask.to_le_bytes());
-                items.extend_from_slice(&[part.first, part.frame.blocks]);
-                segments.encode_place(&part.frame.place, &mut items);
-                items.extend_from_slice(&part.frame.id.0);
-            }
+            segments.encode_entry(region, entry, &mut items);
         }
         segments.finish(LEAF, 0, &items)
     }
@@ -128,8 +136,7 @@ impl Inner {
         for (child, pointer) in (0_u8..=u8::MAX).zip(&self.children) {
             if let Some(pointer) = pointer {
                 items.push(child);
-                segments.encode_place(&pointer.place, &mut items);
-                items.extend_from_slice(&pointer.id.0);
+                segments.encode_pointer(pointer, &mut items);
             }
         }
         segments.finish(INNER, self.level, &items)
@@ -145,11 +152,16 @@ impl Node {
         let segments =
             (0..count).map(|_| SegmentName::decode(&mut fields)).collect::<Result<Vec<_>, _>>()?;
         match (kind, level) {
-            (LEAF, 0) => decode_leaf(fields, &segments).map(Node::Leaf),
+            (LEAF, 0) => decode_leaf(fields, &segments).map(|leaf| Node::Leaf(Arc::new(leaf))),
             (INNER, 1..=MAX_LEVEL) => {
                 let children = decode_inner(fields, &segments)?;
-                Ok(Node::Inner(Inner { level, children }))
+                Ok(Node::Inner(Arc::new(Inner { level, children })))
             }
+            (RUN_LEAF, 0) => {
+                RunLeaf::decode(fields, &segments).map(|leaf| Node::RunLeaf(Arc::new(leaf)))
+            }
+            (RUN_INNER, 1..=MAX_LEVEL) => RunInner::decode(fields, &segments, level)
+                .map(|inner| Node::RunInner(Arc::new(inner))),
             _ => Err(Malformed("a node has an unknown kind or level")),
         }
     }
@@ -157,12 +169,10 @@ impl Node {
     /// Returns about how much memory the node takes.
     pub(crate) fn weight(&self) -> usize {
         match self {
-            Node::Leaf(leaf) => leaf
-                .regions
-                .iter()
-                .map(|entry| size_of::<Entry>() + entry.parts.len() * size_of::<Part>())
-                .sum(),
+            Node::Leaf(leaf) => leaf.weight(),
             Node::Inner(inner) => inner.children.len() * size_of::<Option<NodePointer>>(),
+            Node::RunLeaf(leaf) => leaf.weight(),
+            Node::RunInner(inner) => inner.children.len() * size_of::<(u64, NodePointer)>(),
         }
     }
 }
@@ -171,22 +181,36 @@ fn decode_leaf(mut fields: Fields<'_>, segments: &[SegmentName]) -> Result<Leaf,
     let mut leaf = Leaf::default();
     let mut next = 0;
     while !fields.is_empty() {
-        let region = usize::from(fields.u8()?);
-        let parts = usize::from(fields.u8()?);
-        if region < next || parts == 0 || parts > REGION_BLOCKS {
+        let (region, entry) = decode_entry(&mut fields, segments)?;
+        let region = usize::from(region);
+        if region < next || entry.parts.is_empty() {
             return Err(Malformed("a leaf has impossible regions"));
         }
         next = region + 1;
-        let entry = &mut leaf.regions[region];
-        for _ in 0..parts {
-            let part = decode_part(&mut fields, segments)?;
-            if part.used & entry.used() != 0 {
-                return Err(Malformed("a leaf holds a block twice"));
-            }
-            entry.parts.push(part);
-        }
+        leaf.regions[region] = entry;
     }
     Ok(leaf)
+}
+
+/// Reads a region's number and its entry.
+pub(crate) fn decode_entry(
+    fields: &mut Fields<'_>,
+    segments: &[SegmentName],
+) -> Result<(u8, Entry), Malformed> {
+    let region = fields.u8()?;
+    let parts = usize::from(fields.u8()?);
+    if parts > REGION_BLOCKS {
+        return Err(Malformed("a region has too many parts"));
+    }
+    let mut entry = Entry::default();
+    for _ in 0..parts {
+        let part = decode_part(fields, segments)?;
+        if part.used & entry.used() != 0 {
+            return Err(Malformed("a region holds a block twice"));
+        }
+        entry.parts.push(part);
+    }
+    Ok((region, entry))
 }
 
 fn decode_part(fields: &mut Fields<'_>, segments: &[SegmentName]) -> Result<Part, Malformed> {
@@ -217,10 +241,18 @@ fn decode_inner(
             return Err(Malformed("a node has impossible children"));
         }
         next = child + 1;
-        let place = decode_place(&mut fields, segments)?;
-        children[child] = Some(NodePointer { place, id: NodeId(fields.array()?) });
+        children[child] = Some(decode_pointer(&mut fields, segments)?);
     }
     Ok(children)
+}
+
+/// Reads a pointer to a node.
+pub(crate) fn decode_pointer(
+    fields: &mut Fields<'_>,
+    segments: &[SegmentName],
+) -> Result<NodePointer, Malformed> {
+    let place = decode_place(fields, segments)?;
+    Ok(NodePointer { place, id: NodeId(fields.array()?) })
 }
 
 fn decode_place(fields: &mut Fields<'_>, segments: &[SegmentName]) -> Result<Place, Malformed> {
@@ -237,7 +269,7 @@ fn decode_place(fields: &mut Fields<'_>, segments: &[SegmentName]) -> Result<Pla
 
 /// The table of the segments that a node names, in order of first use.
 #[derive(Default)]
-struct Segments {
+pub(crate) struct Segments {
     names: Vec<SegmentName>,
     indexes: HashMap<SegmentName, u16>,
 }
@@ -255,7 +287,24 @@ impl Segments {
         out.extend_from_slice(&place.len.to_le_bytes());
     }
 
-    fn finish(&self, kind: u8, level: u8, items: &[u8]) -> Vec<u8> {
+    pub(crate) fn encode_entry(&mut self, region: u8, entry: &Entry, out: &mut Vec<u8>) {
+        let parts = u8::try_from(entry.parts.len()).expect("a region has at most 16 parts");
+        out.extend_from_slice(&[region, parts]);
+        for part in &entry.parts {
+            out.extend_from_slice(&part.used.to_le_bytes());
+            out.extend_from_slice(&part.mask.to_le_bytes());
+            out.extend_from_slice(&[part.first, part.frame.blocks]);
+            self.encode_place(&part.frame.place, out);
+            out.extend_from_slice(&part.frame.id.0);
+        }
+    }
+
+    pub(crate) fn encode_pointer(&mut self, pointer: &NodePointer, out: &mut Vec<u8>) {
+        self.encode_place(&pointer.place, out);
+        out.extend_from_slice(&pointer.id.0);
+    }
+
+    pub(crate) fn finish(&self, kind: u8, level: u8, items: &[u8]) -> Vec<u8> {
         let count = u16::try_from(self.names.len()).expect("a node has at most 4096 pointers");
         let mut out = vec![kind, level];
         out.extend_from_slice(&count.to_le_bytes());

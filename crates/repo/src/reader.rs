@@ -9,9 +9,10 @@ use crossbeam_channel::Receiver;
 use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
 
 use crate::Error;
-use crate::node::{Entry, Part, REGION_BLOCKS};
-use crate::pointer::{FramePointer, NodePointer};
-use crate::tree::{self, ImageRoot, LEAF_SIZE, as_leaf};
+use crate::map::ImageMap;
+use crate::node::{Part, REGION_BLOCKS};
+use crate::pointer::FramePointer;
+use crate::tree::{self, ImageRoot, LEAF_SIZE};
 use crate::vault::Vault;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
@@ -24,8 +25,7 @@ const AHEAD: usize = 4;
 /// Reads one image. Cheap to clone; any number of threads may use it.
 #[derive(Debug, Clone)]
 pub struct ImageReader {
-    vault: Arc<Vault>,
-    root: ImageRoot,
+    map: Arc<ImageMap>,
 }
 
 /// The frame that was read last, so that reading in order decodes it once.
@@ -36,18 +36,18 @@ type FrameSource<'a> = &'a dyn Fn(&FramePointer) -> Result<Arc<Vec<u8>>, Error>;
 
 impl ImageReader {
     pub(crate) fn new(vault: Arc<Vault>, root: ImageRoot) -> Self {
-        Self { vault, root }
+        Self { map: Arc::new(ImageMap::new(vault, root)) }
     }
 
     /// Returns the size of the image.
     pub fn size(&self) -> ByteCount {
-        self.root.size
+        self.map.root.size
     }
 
     /// Fills `buf` with the bytes from `offset` on; no alignment is needed.
     /// The range has to lie within the image.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.read(offset, buf, &|frame| self.vault.frame(frame))
+        self.read(offset, buf, &|frame| self.map.vault.frame(frame))
     }
 
     /// Returns the ranges that are not zero, in order and joined.
@@ -89,8 +89,7 @@ impl ImageReader {
         last: &mut Last,
     ) -> Result<(), Error> {
         piece.fill(0);
-        let Some(node) = self.vault.leaf(&self.root, offset / LEAF_SIZE)? else { return Ok(()) };
-        let leaf = as_leaf(&node, "an image map")?;
+        let Some(leaf) = self.map.leaf(offset / LEAF_SIZE)? else { return Ok(()) };
         let region = usize::try_from(offset % LEAF_SIZE / REGION_SIZE).expect("it is below 256");
         let start = usize::try_from(offset % REGION_SIZE).expect("it is below 64 KiB");
         for part in &leaf.regions[region].parts {
@@ -107,22 +106,19 @@ impl ImageReader {
         Ok(())
     }
 
-    /// Returns the entries of a leaf, `None` where all is zero.
-    fn leaf_extents(&self, pointer: &NodePointer, index: u64) -> Result<Vec<Extent>, Error> {
-        let node = self.vault.node(pointer)?;
-        let leaf = as_leaf(&node, &pointer.place.segment.key())?;
-        let mut extents = Vec::new();
+    /// Adds what a leaf has, joined with what comes before.
+    fn leaf_extents(&self, index: u64, extents: &mut Vec<Extent>) -> Result<(), Error> {
+        let Some(leaf) = self.map.leaf(index)? else { return Ok(()) };
         for (region, entry) in (0..).zip(&leaf.regions) {
             let start = index * LEAF_SIZE + region * REGION_SIZE;
-            region_extents(entry.used(), start, &mut extents);
+            region_extents(entry.used(), start, extents);
         }
         // The last block may be longer than what the image has of it.
         let size = self.size().get();
-        extents.retain_mut(|extent| {
-            extent.len = extent.len.min(size.saturating_sub(extent.offset));
-            extent.len > 0
-        });
-        Ok(extents)
+        if let Some(last) = extents.last_mut() {
+            last.len = last.len.min(size.saturating_sub(last.offset));
+        }
+        Ok(())
     }
 }
 
@@ -178,25 +174,21 @@ impl DataExtents {
             if let Some(extent) = self.found.next() {
                 return Some(Ok(extent));
             }
-            let root = &self.reader.root;
-            let end = tree::leaf_count(root.size);
+            let map = &self.reader.map;
+            let end = tree::leaf_count(map.root.size);
             if self.leaf >= end {
                 return None;
             }
             // One inner node at a time, so that memory does not grow.
             let batch_end = (self.leaf | 0xff).saturating_add(1).min(end);
-            let batch = match self.reader.vault.leaves(root, self.leaf, batch_end) {
-                Ok(batch) => batch,
-                Err(error) => return Some(Err(self.stop(error))),
-            };
-            self.leaf = batch_end;
             let mut extents = Vec::new();
-            for (index, pointer) in batch {
-                match self.reader.leaf_extents(&pointer, index) {
-                    Ok(found) => found.into_iter().for_each(|e| push_joined(&mut extents, e)),
-                    Err(error) => return Some(Err(self.stop(error))),
-                }
+            let read = map.indexes(self.leaf, batch_end).and_then(|batch| {
+                batch.into_iter().try_for_each(|leaf| self.reader.leaf_extents(leaf, &mut extents))
+            });
+            if let Err(error) = read {
+                return Some(Err(self.stop(error)));
             }
+            self.leaf = batch_end;
             self.found = extents.into_iter();
         }
     }
@@ -306,13 +298,9 @@ impl ImageReader {
 
     fn read_piece(&self, extent: Extent) -> Result<Piece, Error> {
         let mut bytes = vec![0; usize::try_from(extent.len).expect("a piece is at most 1 MiB")];
-        self.read(extent.offset, &mut bytes, &|frame| self.vault.read_frame(frame).map(Arc::new))?;
+        self.read(extent.offset, &mut bytes, &|frame| {
+            self.map.vault.read_frame(frame).map(Arc::new)
+        })?;
         Ok((extent.offset, bytes))
-    }
-
-    /// Returns the entries of a leaf of this image.
-    pub(crate) fn entries(&self, pointer: &NodePointer) -> Result<Vec<Entry>, Error> {
-        let node = self.vault.node(pointer)?;
-        Ok(as_leaf(&node, &pointer.place.segment.key())?.regions.clone())
     }
 }

@@ -137,8 +137,8 @@ impl Repository {
 
     /// Opens an image for reading.
     pub fn open_image(&self, image: &ImageRoot) -> Result<ImageReader, Error> {
-        if let Some(base) = &image.base {
-            self.vault.node(base)?;
+        for pointer in image.pointers() {
+            self.vault.node(pointer)?;
         }
         Ok(ImageReader::new(Arc::clone(&self.vault), image.clone()))
     }

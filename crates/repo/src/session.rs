@@ -25,6 +25,7 @@ use crate::frame::{Encoder, FrameKind};
 use crate::heal;
 use crate::image::ImageState;
 use crate::lanes::Lanes;
+use crate::map::ImageMap;
 use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer};
 use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
@@ -221,11 +222,11 @@ impl Session {
             return Err(Error::Invalid(format!("an image cannot have {} bytes", size.get())));
         }
         let number = self.core.images.fetch_add(1, Relaxed);
-        let zero = ImageRoot::zero(size);
-        let reference = parent.unwrap_or_else(|| zero.clone());
+        let map = |root| Arc::new(ImageMap::new(Arc::clone(&self.core.vault), root));
+        let reference = map(parent.unwrap_or_else(|| ImageRoot::zero(size)));
         let base = match unwritten {
-            Unwritten::Zero => zero,
-            Unwritten::Parent => reference.clone(),
+            Unwritten::Zero => map(ImageRoot::zero(size)),
+            Unwritten::Parent => Arc::clone(&reference),
         };
         let image = ImageState::new(number, size, base, reference);
         ImageWriter::begin(Arc::clone(&self.core), Arc::new(image))

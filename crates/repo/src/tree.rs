@@ -10,6 +10,7 @@ use tintype_types::ByteCount;
 use crate::Error;
 use crate::node::{FAN_OUT, Inner, Leaf, MAX_LEVEL, Node};
 use crate::pointer::{NodePointer, Place};
+use crate::run::Run;
 use crate::vault::Vault;
 
 /// Bytes that a leaf covers.
@@ -28,7 +29,12 @@ pub struct ImageRoot {
     pub(crate) height: u8,
     /// `None` where the whole image is zero.
     pub(crate) base: Option<NodePointer>,
+    /// Changes of the base, oldest first, at most [`MAX_RUNS`].
+    pub(crate) runs: Vec<Run>,
 }
+
+/// The most runs of an image.
+pub(crate) const MAX_RUNS: usize = 4;
 
 impl ImageRoot {
     /// Returns the size of the image.
@@ -38,7 +44,17 @@ impl ImageRoot {
 
     /// Returns an image of zeroes.
     pub(crate) fn zero(size: ByteCount) -> Self {
-        Self { size, height: height(size), base: None }
+        Self { size, height: height(size), base: None, runs: Vec::new() }
+    }
+
+    /// Whether every byte of the image is surely zero.
+    pub(crate) fn is_zero(&self) -> bool {
+        self.base.is_none() && self.runs.is_empty()
+    }
+
+    /// Returns the nodes that the root points to.
+    pub(crate) fn pointers(&self) -> impl Iterator<Item = &NodePointer> {
+        self.base.iter().chain(self.runs.iter().map(|run| &run.root))
     }
 }
 
@@ -54,7 +70,7 @@ pub(crate) fn height(size: ByteCount) -> u8 {
 }
 
 impl Vault {
-    /// Returns the node of an image at a level and an index there.
+    /// Returns the node of an image's base at a level and an index there.
     pub(crate) fn subtree(
         &self,
         root: &ImageRoot,
@@ -75,11 +91,6 @@ impl Vault {
         Ok(pointer)
     }
 
-    /// Returns a leaf; one that is not there is zero.
-    pub(crate) fn leaf(&self, root: &ImageRoot, index: u64) -> Result<Option<Arc<Node>>, Error> {
-        self.subtree(root, 0, index)?.map(|pointer| self.node(&pointer)).transpose()
-    }
-
     /// Takes a node as an inner node of the level that it must have.
     pub(crate) fn inner<'a>(
         &self,
@@ -93,7 +104,7 @@ impl Vault {
         }
     }
 
-    /// Returns the pointers to the leaves of an image in `from..to`, in order,
+    /// Returns the pointers to the leaves of an image's base in `from..to`, in order,
     /// without reading the leaves.
     pub(crate) fn leaves(
         &self,
@@ -136,14 +147,14 @@ impl Vault {
 }
 
 /// Takes a node as a leaf.
-pub(crate) fn as_leaf<'a>(node: &'a Node, object: &str) -> Result<&'a Leaf, Error> {
+pub(crate) fn as_leaf(node: &Node, pointer: &NodePointer) -> Result<Arc<Leaf>, Error> {
     match node {
-        Node::Leaf(leaf) => Ok(leaf),
-        Node::Inner(_) => Err(Error::damaged(object, None, "a node is not where it belongs")),
+        Node::Leaf(leaf) => Ok(Arc::clone(leaf)),
+        _ => Err(misplaced(pointer)),
     }
 }
 
-fn misplaced(pointer: &NodePointer) -> Error {
+pub(crate) fn misplaced(pointer: &NodePointer) -> Error {
     let Place { segment, offset, .. } = pointer.place;
     Error::damaged(segment.key(), Some(u64::from(offset)), "a node is not where it belongs")
 }
@@ -155,8 +166,6 @@ pub(crate) struct TreePlan<'a> {
     pub base: &'a ImageRoot,
     /// The leaves that differ; `None` is zero.
     pub leaves: &'a BTreeMap<u64, Option<NodePointer>>,
-    /// Ranges of leaves that are zero unless `leaves` has them: start to end.
-    pub zeroed: &'a BTreeMap<u64, u64>,
 }
 
 impl TreePlan<'_> {
@@ -171,17 +180,11 @@ impl TreePlan<'_> {
         let first = index << shift;
         let last = first | ((1_u64 << shift) - 1);
         let changed = self.leaves.range(first..=last).next().is_some();
-        if !changed && self.is_zeroed(first, last) {
-            return Ok(None);
+        if !changed && level <= self.base.height {
+            return self.vault.subtree(self.base, level, index);
         }
         if level == 0 {
-            return match self.leaves.get(&index) {
-                Some(leaf) => Ok(*leaf),
-                None => self.vault.subtree(self.base, 0, index),
-            };
-        }
-        if !changed && level <= self.base.height && !self.touches_zeroed(first, last) {
-            return self.vault.subtree(self.base, level, index);
+            return Ok(self.leaves.get(&index).copied().flatten());
         }
         let children = (0..)
             .take(FAN_OUT)
@@ -191,15 +194,5 @@ impl TreePlan<'_> {
             return Ok(None);
         }
         put(level, index, &Inner { level, children }).map(Some)
-    }
-
-    /// Whether a zeroed range covers all of `first..=last`.
-    fn is_zeroed(&self, first: u64, last: u64) -> bool {
-        self.zeroed.range(..=first).next_back().is_some_and(|(_, end)| *end > last)
-    }
-
-    /// Whether a zeroed range covers some of `first..=last`.
-    fn touches_zeroed(&self, first: u64, last: u64) -> bool {
-        self.zeroed.range(..=last).next_back().is_some_and(|(_, end)| *end > first)
     }
 }

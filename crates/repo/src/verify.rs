@@ -13,9 +13,10 @@ use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
 use crate::error::Damage;
 use crate::frame::{FrameKind, HEADER_LEN};
 use crate::listing;
-use crate::node::Node;
+use crate::node::{Entry, Node};
 use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
+use crate::run::Change;
 use crate::segment::{Table, index};
 use crate::vault::{Vault, decode_frame};
 use crate::wire::Malformed;
@@ -101,6 +102,9 @@ impl Check<'_> {
             if let Some(base) = &image.root.base {
                 self.node(base, image.root.height, record.id, &mut seen)?;
             }
+            for run in &image.root.runs {
+                self.node(&run.root, run.height, record.id, &mut seen)?;
+            }
         }
         for (_, blob) in &record.blobs {
             self.pointer(&blob.list, FrameKind::Node, record.id)?;
@@ -137,14 +141,36 @@ impl Check<'_> {
                     self.node(child, level - 1, snapshot, seen)?;
                 }
             }
-            Node::Leaf(leaf) if level == 0 => {
-                for part in leaf.regions.iter().flat_map(|entry| &entry.parts) {
-                    self.frame(&part.frame, snapshot)?;
+            Node::Leaf(leaf) if level == 0 => self.entries(leaf.regions.iter(), snapshot)?,
+            Node::RunInner(inner) if level > 0 && inner.level == level => {
+                for (_, child) in &inner.children {
+                    self.node(child, level - 1, snapshot, seen)?;
+                }
+            }
+            Node::RunLeaf(leaf) if level == 0 => {
+                for (_, change) in &leaf.changes {
+                    match change {
+                        Change::Whole(Some(leaf)) => self.node(leaf, 0, snapshot, seen)?,
+                        Change::Whole(None) => {}
+                        Change::Regions(regions) => {
+                            self.entries(regions.iter().map(|(_, entry)| entry), snapshot)?;
+                        }
+                    }
                 }
             }
             _ => self.report_at(&pointer.place, "a node is not where it belongs", snapshot),
         }
         Ok(())
+    }
+
+    fn entries<'e>(
+        &mut self,
+        mut entries: impl Iterator<Item = &'e Entry>,
+        snapshot: SnapshotId,
+    ) -> Result<(), Error> {
+        entries.try_for_each(|entry| {
+            entry.parts.iter().try_for_each(|part| self.frame(&part.frame, snapshot))
+        })
     }
 
     /// Checks a pointer to a node or chunk against the segment's table.

@@ -58,8 +58,8 @@ impl Weaver {
     /// Stores the blocks of a job and enters them in the image's map.
     pub(crate) fn store(&mut self, job: &Job) -> Result<(), Error> {
         let image = &job.image;
-        let mut entries = image.window(&self.core, job.window)?;
-        let reference = image.reference_window(&self.core, job.window)?;
+        let mut entries = image.window(job.window, &self.core)?;
+        let reference = image.reference_window(job.window)?;
         let mut packing = Packing::default();
         for region in 0..WINDOW_REGIONS {
             let first = region * REGION_BLOCKS;
@@ -83,7 +83,7 @@ impl Weaver {
             }
         }
         self.put(&mut packing, &mut entries)?;
-        image.set_window(&self.core, job.window, entries)
+        image.set_window(job.window, entries, &self.core)
     }
 
     /// Compares each block of a region with what is at its place, in the

@@ -42,7 +42,7 @@ impl ImageWriter {
     /// Makes zero what the base has beyond the image's size, so that it cannot
     /// come back when a later image is larger.
     fn cut_base(&mut self) -> Result<(), Error> {
-        let (size, base) = (self.image.size().get(), self.image.base.clone());
+        let (size, base) = (self.image.size().get(), self.image.base.root.clone());
         if base.size.get() <= size {
             return Ok(());
         }
@@ -163,7 +163,7 @@ impl ImageWriter {
         while offset < extent.end() {
             let len = (WINDOW_SIZE - offset % WINDOW_SIZE).min(extent.end() - offset);
             let untouched = !self.touched.contains(&(offset / LEAF_SIZE));
-            if !(untouched && self.image.base.base.is_none()) {
+            if !(untouched && self.image.base.root.is_zero()) {
                 let first = self.turn_to(offset)?;
                 let count = usize::try_from(len / BLOCK).expect("a window has 512 blocks");
                 self.pages.put_zeroes(first, count);
@@ -184,7 +184,7 @@ impl ImageWriter {
             // Blocks of these leaves may be queued: they come first.
             self.submit()?;
             self.core.lanes.wait_idle(self.image.number)?;
-        } else if self.image.base.base.is_none() {
+        } else if self.image.base.root.is_zero() {
             return Ok(());
         }
         self.image.zero_leaves(from, to);

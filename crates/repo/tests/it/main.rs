@@ -10,5 +10,6 @@ mod damage;
 mod died;
 mod full;
 mod model;
+mod sparse;
 mod support;
 mod together;
