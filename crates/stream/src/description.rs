@@ -33,6 +33,18 @@ pub struct DeviceDescription {
 }
 
 impl Description {
+    /// Reads only the size of the guest's pages: a device that is described in an
+    /// unexpected way does not matter to it.
+    pub(crate) fn page_size(text: &[u8]) -> Result<u64, Error> {
+        #[derive(Deserialize)]
+        struct PageSize {
+            page_size: u64,
+        }
+        serde_json::from_slice(text)
+            .map(|PageSize { page_size }| page_size)
+            .map_err(|source| Error::Description { source })
+    }
+
     /// Reads the JSON text.
     ///
     /// # Errors

@@ -129,7 +129,7 @@ impl DeviceState {
 
     /// Checks that pages had the size that the parser took them for.
     pub(crate) fn check_page_size(&self) -> Result<(), Error> {
-        let page_size = self.description()?.page_size;
+        let page_size = Description::page_size(self.description_bytes())?;
         if page_size == tintype_types::BLOCK_SIZE as u64 {
             return Ok(());
         }

@@ -127,6 +127,7 @@ fn ends() {
     check(full().raw(&[0]), Truncated, "device sections");
     check(full().end(DESCRIPTION).raw(b"x"), Truncated, "device sections");
     check(full().end("{}"), Malformed, "description");
+    check(full().end(r#"{"page_size":4096,"devices":7}"#), Malformed, "description");
     check(full().end(&DESCRIPTION.replace("4096", "8192")), Unsupported, "page size of 8192");
     check(devices().end(DESCRIPTION), Malformed, "\"old\" has no end");
     let other = Synthetic::start().ram_setup().pages(2).end_of_pages().device(3, "clock", &[]);

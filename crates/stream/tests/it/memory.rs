@@ -54,12 +54,16 @@ impl Saved {
         Self { state: parser.finish().unwrap(), pages }
     }
 
-    /// Returns the stream that restores the VM.
-    pub(crate) fn restore(&self) -> Vec<u8> {
+    /// Returns the stream that restores the VM, but for blocks that are there.
+    pub(crate) fn restore(&self, present: &[&str]) -> Vec<u8> {
         let mut writer = RestoreWriter::new(&self.state);
         let mut out = Vec::new();
         writer.start(&mut out);
         for (block, known) in RamBlock::numbered(self.state.ram_blocks()) {
+            if present.contains(&known.name.as_str()) {
+                writer.allow_partial(block);
+                continue;
+            }
             for page in (0..known.pages()).map(BlockIndex) {
                 match self.pages.get(&(block, page)) {
                     Some(bytes) if bytes.iter().any(|&byte| byte != 0) => {

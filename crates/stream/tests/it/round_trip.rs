@@ -1,6 +1,6 @@
 //! Real QEMU's streams: taken apart, put together, and loaded by another QEMU.
 
-use tintype_stream::{DeviceState, Limits};
+use tintype_stream::{DeviceState, Limits, RestoreWriter};
 
 use crate::judge;
 use crate::memory::Saved;
@@ -52,7 +52,7 @@ fn check(machine: &str, more: &str, capabilities: &[&str], stopped: bool) {
     assert_eq!(again, saved.state);
 
     let mut target = Qemu::start(&[&arguments[..], &["-incoming", "defer"]].concat());
-    target.load(&saved.restore());
+    target.load(&saved.restore(&[]));
     if stopped {
         assert_eq!(target.status(), "paused");
         let copy = Saved::parse(&target.capture(), 1 << 16);
@@ -106,4 +106,52 @@ fn running_pc_of_an_old_version() {
 #[test]
 fn stopped_q35_with_pluggable_memory() {
     check("q35", PLUGGABLE, &[], true);
+}
+
+/// Clones map one file, each privately, and read only the rest from a stream.
+#[test]
+fn clones_share_a_file() {
+    if !qemu::is_installed() {
+        return;
+    }
+    let mut source = Qemu::start(&["-M", "q35"]);
+    source.wait_for_guest();
+    let saved = Saved::parse(&source.capture(), 1 << 20);
+    let memory = saved.block("pc.ram");
+    let path = source.path("memory-file");
+    std::fs::write(&path, &memory).unwrap();
+    let backend = format!(
+        "memory-backend-file,id=pc.ram,size=16M,share=off,mem-path={},\
+         x-use-canonical-path-for-ramblock-id=off",
+        path.display()
+    );
+    let arguments = ["-M", "q35,memory-backend=pc.ram", "-object", &backend, "-incoming", "defer"];
+    for _ in 0..2 {
+        let mut clone = Qemu::start(&arguments);
+        clone.load(&saved.restore(&["pc.ram"]));
+        clone.ask("stop", serde_json::json!({}));
+        let seen = clone.memory(16 << 20);
+        assert!(seen[1 << 20..] == memory[1 << 20..]);
+        qemu::assert_one_instant(&qemu::counters(&seen));
+        assert!(qemu::counters(&seen)[0] >= qemu::counters(&memory)[0]);
+    }
+    assert!(std::fs::read(&path).unwrap() == memory);
+}
+
+#[test]
+fn a_restore_has_all_pages() {
+    if !qemu::is_installed() {
+        return;
+    }
+    let mut source = Qemu::start(&["-M", "pc"]);
+    let saved = Saved::parse(&source.capture(), 1 << 20);
+    let mut writer = RestoreWriter::new(&saved.state);
+    let mut out = Vec::new();
+    for (&(block, page), bytes) in saved.pages.iter().filter(|(key, _)| key.1.0 != 7) {
+        writer.page(&mut out, block, page, bytes).unwrap();
+    }
+    let before = out.len();
+    let error = writer.finish(&mut out).unwrap_err();
+    assert_eq!(error.to_string(), "1 pages of RAM block `pc.ram` were not written, the first is 7");
+    assert_eq!(out.len(), before);
 }
