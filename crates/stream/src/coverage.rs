@@ -1,5 +1,8 @@
-//! Which pages of a VM's memory have been seen or written: the proof that a
-//! stream or a snapshot has all of them.
+//! Which pages of a VM's memory have been seen or written.
+//!
+//! A restore must write all of them. A capture may lack some: QEMU does not send
+//! pages that the guest does not use (memory that is not plugged in, free pages
+//! that the guest told it of), and a restore writes those as zero.
 
 use tintype_types::BlockIndex;
 

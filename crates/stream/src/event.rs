@@ -16,7 +16,8 @@ pub enum Step<'b> {
     },
     /// The rest of the input is the beginning of something that is not complete.
     NeedMore {
-        /// How many bytes of the input are done with.
+        /// How many bytes of the input are done with: they must be dropped here
+        /// as well, and may be more than none.
         consumed: usize,
         /// How many bytes the input must hold, after those, for the next step;
         /// at most [`crate::MAX_STEP`].
