@@ -139,7 +139,6 @@ impl GuestBuilder {
 
     fn add_base(&self, prepared: &mut Prepared) -> Result<(), Error> {
         let image = self.kind.image()?;
-        prepared.arguments = prepared.qemu.leading_arguments();
         let base = ["-no-user-config", "-nodefaults", "-display", "none", "-accel", "tcg"];
         prepared.add(base);
         prepared.add(["-machine", &self.machine, "-m", &self.memory_mib.to_string()]);
@@ -231,7 +230,7 @@ impl Prepared {
         argv
     }
 
-    /// Returns the QEMU that the guest runs on, with the environment it needs.
+    /// Returns the QEMU that the guest runs on.
     pub fn qemu(&self) -> &Qemu {
         &self.qemu
     }
@@ -299,7 +298,6 @@ impl Prepared {
             .args(&self.arguments)
             .args(more)
             .args(["-qmp", &format!("unix:{},server=on,wait=off", text(&self.qmp_path()))])
-            .envs(self.qemu.environment())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(stderr)

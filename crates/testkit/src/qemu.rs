@@ -71,27 +71,15 @@ impl Qemu {
         self.release
     }
 
-    /// Returns the program's path, or its name for the system's.
+    /// Returns the program's path, or its name for the system's. QEMU finds its
+    /// modules and firmware next to itself (`get_relocated_path` in util/cutils.c).
     pub fn binary(&self) -> PathBuf {
         self.program("qemu-system-x86_64")
     }
 
-    /// Returns the arguments that have to come first on its command line.
-    pub fn leading_arguments(&self) -> Vec<String> {
-        self.beside.iter().flat_map(|folder| data_arguments(folder)).collect()
-    }
-
-    /// Returns the environment that it needs.
-    pub fn environment(&self) -> Vec<(&'static str, PathBuf)> {
-        let modules = |folder: &PathBuf| folder.join("usr/lib/x86_64-linux-gnu/qemu");
-        self.beside.iter().map(|folder| ("QEMU_MODULE_DIR", modules(folder))).collect()
-    }
-
     /// Returns its `qemu-img`.
     pub(crate) fn image_tool(&self) -> Tool {
-        let mut command = Command::new(self.program("qemu-img"));
-        command.envs(self.environment());
-        Tool { command }
+        Tool { command: Command::new(self.program("qemu-img")) }
     }
 
     fn probe(beside: Option<PathBuf>) -> Option<Self> {
@@ -108,13 +96,6 @@ impl Qemu {
             None => PathBuf::from(name),
         }
     }
-}
-
-fn data_arguments(folder: &std::path::Path) -> impl Iterator<Item = String> {
-    ["usr/share/qemu", "usr/share/seabios", "usr/lib/ipxe/qemu"]
-        .map(|part| folder.join(part).to_string_lossy().into_owned())
-        .into_iter()
-        .flat_map(|path| ["-L".to_owned(), path])
 }
 
 /// A program that runs to its end.

@@ -5,14 +5,12 @@
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::cache::{Cache, Key};
 use super::disk::{BUILD_TIME, FileSystem, PartitionedDisk, mebibytes};
-use super::kernel::Kernel;
-use super::ssh::SshKeys;
-use super::tiny::{self, Programs};
+use super::{Parts, tiny};
 use crate::failure::Failure;
 use crate::process;
 use crate::setup::Apt;
@@ -29,6 +27,9 @@ const PACKAGES: &[&str] = &[
     "iproute2",
     "kmod",
 ];
+
+/// The archive of the installed packages.
+const ARCHIVE: &str = "tree.tar";
 
 /// What makes up too much of the disk for nobody to read it.
 const LEFT_OUT: &[&str] = &["/usr/share/doc/*", "/usr/share/man/*", "/usr/share/locale/*"];
@@ -133,114 +134,102 @@ ExecStart=/bin/sh -c 'ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip
 WantedBy=multi-user.target
 ";
 
-/// Says what the guest is made of: the tree of packages, and all the rest.
-pub(super) struct Recipe<'a> {
-    pub(super) apt: &'a Apt,
-    pub(super) kernel: &'a Kernel,
-    pub(super) programs: &'a Programs,
-    pub(super) keys: &'a SshKeys,
+/// Builds the guest unless it is up to date.
+pub(super) fn ensure(cache: &Cache, parts: &Parts<'_>) -> Result<(), Failure> {
+    let packages = ensure_packages(cache, parts.apt)?;
+    let key = Key::of(&[
+        packages.key.as_bytes(),
+        parts.key().as_bytes(),
+        parts.keys.as_bytes(),
+        include_bytes!("debian.rs"),
+        include_bytes!("ssh.rs"),
+    ]);
+    cache.ensure("debian", &key, |target| build(target, parts, &packages)).map(drop)
 }
 
-impl Recipe<'_> {
-    /// Builds the guest unless it is up to date.
-    pub(super) fn ensure(&self, cache: &Cache) -> Result<(), Failure> {
-        if !rustix::process::geteuid().is_root() {
-            let why = "the Debian guest's disk has files of many owners: build it as root";
-            return Err(Failure::Other(why.to_owned()));
-        }
-        let packages_key = self.packages_key()?;
-        let key = Key::of(&[
-            packages_key.as_bytes(),
-            self.kernel.key.as_bytes(),
-            &self.programs.busybox,
-            &self.programs.witness,
-            self.keys.as_bytes(),
-            tiny::INIT,
-            tiny::AGENT,
-            include_bytes!("debian.rs"),
-            include_bytes!("disk.rs"),
-            include_bytes!("initramfs.rs"),
-        ]);
-        let packages =
-            cache.ensure("debian-packages", &packages_key, |target| self.install(target))?;
-        cache.ensure("debian", &key, |target| self.build(&packages.join("tree.tar"), target))?;
-        Ok(())
-    }
+/// An archive of a plain Debian system with the packages.
+pub(super) struct Packages {
+    key: Key,
+    archive: PathBuf,
+}
 
-    /// Returns the key of the installed packages. The versions of those that are
-    /// asked for stand for the versions of what they depend on.
-    fn packages_key(&self) -> Result<Key, Failure> {
-        let mut versions = self.apt.codename().to_owned();
-        for package in PACKAGES {
-            versions.push_str(&format!(" {package} {}", self.apt.candidate(package)?));
-        }
-        Ok(Key::of(&[versions.as_bytes(), LEFT_OUT.join(" ").as_bytes()]))
+/// Installs the packages into an archive unless it is up to date.
+pub(super) fn ensure_packages(cache: &Cache, apt: &Apt) -> Result<Packages, Failure> {
+    if !rustix::process::geteuid().is_root() {
+        let why = "the Debian guest's disk has files of many owners: build it as root";
+        return Err(Failure::Other(why.to_owned()));
     }
+    // The versions of what is asked for stand for those of what it depends on.
+    let mut versions = apt.codename().to_owned();
+    for package in PACKAGES {
+        versions.push_str(&format!(" {package} {}", apt.candidate(package)?));
+    }
+    let key = Key::of(&[versions.as_bytes(), LEFT_OUT.join(" ").as_bytes()]);
+    let folder = cache.ensure("debian-packages", &key, |target| install(target, apt))?;
+    Ok(Packages { key, archive: folder.join(ARCHIVE) })
+}
 
-    /// Installs the packages into an archive of a system, `tree.tar`.
-    fn install(&self, target: &Path) -> Result<(), Failure> {
-        let mut command = Command::new("mmdebstrap");
-        command.env("SOURCE_DATE_EPOCH", BUILD_TIME);
-        command.args(["--mode=root", "--variant=minbase", "--format=tar"]);
-        command.arg(format!("--include={}", PACKAGES.join(",")));
-        for pattern in LEFT_OUT {
-            command.arg(format!("--dpkgopt=path-exclude={pattern}"));
-        }
-        for option in self.apt.proxies()? {
-            command.arg(format!("--aptopt={option}"));
-        }
-        let codename = self.apt.codename();
-        command.arg(codename).arg(target.join("tree.tar"));
-        for suite in [codename.to_owned(), format!("{codename}-security")] {
-            for site in self.apt.sites(&suite)?.iter().take(1) {
-                command.arg(format!("deb {site} {suite} main"));
-            }
-        }
-        process::run(&mut command)
+fn install(target: &Path, apt: &Apt) -> Result<(), Failure> {
+    let mut command = Command::new("mmdebstrap");
+    command.env("SOURCE_DATE_EPOCH", BUILD_TIME.to_string());
+    command.args(["--mode=root", "--variant=minbase", "--format=tar"]);
+    command.arg(format!("--include={}", PACKAGES.join(",")));
+    for pattern in LEFT_OUT {
+        command.arg(format!("--dpkgopt=path-exclude={pattern}"));
     }
+    for option in apt.proxies()? {
+        command.arg(format!("--aptopt={option}"));
+    }
+    let codename = apt.codename();
+    command.arg(codename).arg(target.join(ARCHIVE));
+    for suite in [codename.to_owned(), format!("{codename}-security")] {
+        for site in apt.sites(&suite)?.iter().take(1) {
+            command.arg(format!("deb {site} {suite} main"));
+        }
+    }
+    process::run(&mut command)
+}
 
-    /// Writes the guest's files into a folder.
-    pub(super) fn build(&self, packages: &Path, target: &Path) -> Result<(), Failure> {
-        let write = |name: &str, content: &[u8]| write(&target.join(name), content);
-        write("vmlinuz", &self.kernel.image)?;
-        write("initrd", &tiny::initramfs(self.kernel, self.programs))?;
-        write("command-line", COMMAND_LINE.as_bytes())?;
-        let tree =
-            tempfile::tempdir_in(target).map_err(Failure::file("make a folder in", target))?;
-        let mut unpack = Command::new("tar");
-        unpack.args(["--extract", "--numeric-owner", "--xattrs", "--file"]).arg(packages);
-        process::run(unpack.arg("--directory").arg(tree.path()))?;
-        self.furnish(tree.path())?;
-        PartitionedDisk {
-            uuid: "7d9c1b52-0b6c-4c53-9f0e-3f6c1a6f0002",
-            size: mebibytes(2048),
-            partition: "guest-root",
-            file_system: FileSystem {
-                label: "debian",
-                uuid: "7d9c1b52-0b6c-4c53-9f0e-3f6c1a6f0003",
-                size: mebibytes(2046),
-            },
-        }
-        .make(tree.path(), &target.join("disk.qcow2"))
+/// Writes the guest's files into a folder.
+pub(super) fn build(target: &Path, parts: &Parts<'_>, packages: &Packages) -> Result<(), Failure> {
+    let write = |name: &str, content: &[u8]| write(&target.join(name), content);
+    write("vmlinuz", &parts.kernel.image)?;
+    write("initrd", &tiny::initramfs(parts))?;
+    write("command-line", COMMAND_LINE.as_bytes())?;
+    let tree = tempfile::tempdir_in(target).map_err(Failure::file("make a folder in", target))?;
+    let mut unpack = Command::new("tar");
+    unpack.args(["--extract", "--numeric-owner", "--xattrs", "--file"]).arg(&packages.archive);
+    process::run(unpack.arg("--directory").arg(tree.path()))?;
+    furnish(tree.path(), parts)?;
+    PartitionedDisk {
+        uuid: "7d9c1b52-0b6c-4c53-9f0e-3f6c1a6f0002",
+        size: mebibytes(2048),
+        partition: "guest-root",
+        file_system: FileSystem {
+            label: "debian",
+            uuid: "7d9c1b52-0b6c-4c53-9f0e-3f6c1a6f0003",
+            size: mebibytes(2046),
+        },
     }
+    .make(tree.path(), &target.join("disk.qcow2"))
+}
 
-    /// Turns a plain Debian system into the guest.
-    fn furnish(&self, tree: &Path) -> Result<(), Failure> {
-        for (path, content) in FILES {
-            write(&tree.join(path), content.as_bytes())?;
-        }
-        write_program(&tree.join("usr/local/bin/agent"), tiny::AGENT)?;
-        write_program(&tree.join("usr/local/bin/witness"), &self.programs.witness)?;
-        let units = tree.join("etc/systemd/system");
-        for unit in MASKED {
-            link(Path::new("/dev/null"), &units.join(unit))?;
-        }
-        for unit in ENABLED {
-            let target = Path::new("/etc/systemd/system").join(unit);
-            link(&target, &units.join("multi-user.target.wants").join(unit))?;
-        }
-        self.keys.furnish(tree)
+/// Turns a plain Debian system into the guest.
+fn furnish(tree: &Path, parts: &Parts<'_>) -> Result<(), Failure> {
+    for (path, content) in FILES {
+        write(&tree.join(path), content.as_bytes())?;
     }
+    write_program(&tree.join("usr/local/bin/agent"), tiny::AGENT)?;
+    write_program(&tree.join("usr/local/bin/witness"), &parts.programs.witness)?;
+    let units = tree.join("etc/systemd/system");
+    for unit in MASKED {
+        link(Path::new("/dev/null"), &units.join(unit))?;
+    }
+    for unit in ENABLED {
+        let target = Path::new("/etc/systemd/system").join(unit);
+        link(&target, &units.join("multi-user.target.wants").join(unit))?;
+    }
+    parts.keys.furnish(tree)
 }
 
 /// Writes a file and makes the folders above it.

@@ -2,14 +2,18 @@
 //! that the same folder gives the same bytes.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::Command;
+
+use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
 
 use crate::failure::Failure;
 use crate::process;
 
-/// The time that every file and file system of a guest bears: 2025-01-01 00:00 UTC.
-pub(super) const BUILD_TIME: &str = "1735689600";
+/// The time of a guest's file systems, and the latest one of its files, in seconds:
+/// 2025-01-01 00:00 UTC.
+pub(super) const BUILD_TIME: i64 = 1_735_689_600;
 
 /// The seed for the hashes of folder entries; any fixed one will do.
 const HASH_SEED: &str = "5b1d8c5a-6b6c-4f5e-8f61-6e1f0c1d0001";
@@ -30,6 +34,7 @@ pub(super) struct FileSystem {
 impl FileSystem {
     /// Makes the file system, with everything that is in `tree`, in a new sparse file.
     pub(super) fn make(&self, tree: &Path, image: &Path) -> Result<(), Failure> {
+        clamp_times(tree)?;
         let file = File::create(image).map_err(Failure::file("make", image))?;
         file.set_len(self.size).map_err(Failure::file("size", image))?;
         let extended = format!("hash_seed={HASH_SEED},lazy_itable_init=0,lazy_journal_init=0");
@@ -37,8 +42,48 @@ impl FileSystem {
         command.args(["-q", "-t", "ext4", "-b", "4096", "-m", "0"]);
         command.args(["-L", self.label, "-U", self.uuid, "-E", &extended, "-d"]);
         command.arg(tree).arg(image);
-        process::run(command.env("E2FSPROGS_FAKE_TIME", BUILD_TIME))
+        process::run(command.env("E2FSPROGS_FAKE_TIME", BUILD_TIME.to_string()))?;
+        set_inode_times(image)
     }
+}
+
+/// Makes no file in a tree newer than the build time.
+fn clamp_times(path: &Path) -> Result<(), Failure> {
+    let metadata = path.symlink_metadata().map_err(Failure::file("read", path))?;
+    if metadata.is_dir() {
+        for entry in path.read_dir().map_err(Failure::file("read", path))?.flatten() {
+            clamp_times(&entry.path())?;
+        }
+    }
+    let time = |seconds: i64| Timespec { tv_sec: seconds.min(BUILD_TIME), tv_nsec: 0 };
+    let times =
+        Timestamps { last_access: time(BUILD_TIME), last_modification: time(metadata.mtime()) };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| Failure::file("set the time of", path)(error.into()))
+}
+
+/// Sets the times of the inodes that `mke2fs` 1.47 took from the tree, where
+/// nobody can set them: last access and last change.
+fn set_inode_times(image: &Path) -> Result<(), Failure> {
+    const FIRST_INODE: u32 = 11;
+    let free =
+        process::capture(Command::new("debugfs").args(["-R", "find_free_inode"]).arg(image))?;
+    let free: u32 = free
+        .split_whitespace()
+        .find_map(|word| word.parse().ok())
+        .ok_or_else(|| Failure::Other(format!("{} has no free inode", image.display())))?;
+    let mut script = String::new();
+    for inode in FIRST_INODE..free {
+        for field in ["atime", "ctime"] {
+            script.push_str(&format!("set_inode_field <{inode}> {field} @{BUILD_TIME}\n"));
+        }
+    }
+    let path = image.with_extension("debugfs");
+    fs::write(&path, script).map_err(Failure::file("write", &path))?;
+    let mut command = Command::new("debugfs");
+    command.args(["-w", "-f"]).arg(&path).arg(image);
+    process::run(command.env("E2FSPROGS_FAKE_TIME", BUILD_TIME.to_string()))?;
+    fs::remove_file(&path).map_err(Failure::file("remove", &path))
 }
 
 /// A disk with one partition, which a file system fills.
@@ -89,6 +134,7 @@ impl PartitionedDisk {
 /// Converts a raw image to qcow2.
 pub(super) fn to_qcow2(raw: &Path, image: &Path) -> Result<(), Failure> {
     let mut command = Command::new("qemu-img");
-    command.args(["convert", "-f", "raw", "-O", "qcow2"]);
+    // One request at a time: clusters are allocated in the order of requests.
+    command.args(["convert", "-m", "1", "-f", "raw", "-O", "qcow2"]);
     process::run(command.arg(raw).arg(image))
 }

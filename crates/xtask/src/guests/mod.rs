@@ -4,6 +4,7 @@
 //! The cache is `target/guests` of the workspace: `tiny` and `debian` hold
 //! `vmlinuz`, `initrd`, `disk.qcow2` and `command-line`.
 
+mod beside;
 mod cache;
 mod debian;
 mod disk;
@@ -11,6 +12,7 @@ mod initramfs;
 mod kernel;
 mod ssh;
 mod tiny;
+mod twice;
 
 use std::fs;
 use std::path::Path;
@@ -19,40 +21,76 @@ use std::process::Command;
 use cache::{Cache, Key};
 use kernel::Kernel;
 use ssh::SshKeys;
-use tiny::Programs;
 
 use crate::failure::Failure;
 use crate::process;
 use crate::setup::{self, Apt, Consent};
 
 /// One line for the list of chores.
-pub(crate) const ABOUT: &str = "builds the guests that tests, demo and benchmarks run";
+pub(crate) const ABOUT: &str =
+    "builds the guests that tests, demo and benchmarks run; --twice compares two builds";
 
 /// The chore itself.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
-    setup::ensure(Consent::of(arguments))?;
-    ensure()
+    let consent = Consent::of(arguments);
+    if arguments.iter().any(|argument| argument == "--twice") {
+        return with_parts(consent, twice::check);
+    }
+    ensure(consent)?;
+    println!("the guests are in {}", tintype_testkit::guests_folder().display());
+    Ok(())
 }
 
-/// Builds whatever guest is missing or out of date.
-pub(crate) fn ensure() -> Result<(), Failure> {
+/// Sets up the machine and builds whatever guest is missing or out of date; made
+/// for every chore that runs guests.
+pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
+    with_parts(consent, |cache, parts| {
+        tiny::ensure(cache, parts)?;
+        debian::ensure(cache, parts)
+    })
+}
+
+fn with_parts(
+    consent: Consent,
+    work: impl FnOnce(&Cache, &Parts<'_>) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    setup::ensure(consent)?;
     let apt = Apt::of_this_machine()?;
     let cache = Cache::open(&tintype_testkit::guests_folder())?;
-    let kernel = Kernel::ensure(&cache, &apt)?;
-    let programs = Programs { busybox: busybox(&cache, &apt)?, witness: witness(&cache)? };
-    let key = Key::of(&[
-        kernel.key.as_bytes(),
-        &programs.busybox,
-        &programs.witness,
-        tiny::INIT,
-        tiny::AGENT,
-        include_bytes!("tiny.rs"),
-        include_bytes!("disk.rs"),
-        include_bytes!("initramfs.rs"),
-    ]);
-    cache.ensure("tiny", &key, |target| tiny::build(target, &kernel, &programs))?;
-    let keys = SshKeys::ensure(&cache)?;
-    debian::Recipe { apt: &apt, kernel: &kernel, programs: &programs, keys: &keys }.ensure(&cache)
+    let parts = Parts::ensure(&cache, &apt)?;
+    work(&cache, &parts)
+}
+
+/// What the guests are made of.
+struct Parts<'a> {
+    apt: &'a Apt,
+    kernel: Kernel,
+    programs: Programs,
+    keys: SshKeys,
+}
+
+impl<'a> Parts<'a> {
+    /// Finds the parts in the cache, or fetches and compiles them.
+    fn ensure(cache: &Cache, apt: &'a Apt) -> Result<Self, Failure> {
+        beside::ensure(cache, apt)?;
+        let programs = Programs { busybox: busybox(cache, apt)?, witness: witness(cache)? };
+        let kernel = Kernel::ensure(cache, apt)?;
+        Ok(Self { apt, kernel, programs, keys: SshKeys::ensure(cache)? })
+    }
+
+    /// Returns the key of everything that both guests are made of.
+    fn key(&self) -> Key {
+        Key::of(&[
+            self.kernel.key.as_bytes(),
+            &self.programs.busybox,
+            &self.programs.witness,
+            tiny::INIT,
+            tiny::AGENT,
+            include_bytes!("tiny.rs"),
+            include_bytes!("disk.rs"),
+            include_bytes!("initramfs.rs"),
+        ])
+    }
 }
 
 /// Returns the statically linked busybox of Debian's package.
@@ -67,6 +105,14 @@ fn busybox(cache: &Cache, apt: &Apt) -> Result<Vec<u8>, Failure> {
     read("bin/busybox")
         .or_else(|_| read("usr/bin/busybox"))
         .map_err(Failure::file("read busybox in", &folder))
+}
+
+/// What runs in the guests besides Debian's programs.
+struct Programs {
+    /// A statically linked busybox.
+    busybox: Vec<u8>,
+    /// The statically linked witness, see `crates/witness`.
+    witness: Vec<u8>,
 }
 
 /// Compiles the program that runs inside the guests, linked statically.

@@ -4,18 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use super::Parts;
+use super::cache::Cache;
 use super::disk::{FileSystem, mebibytes};
 use super::initramfs::Initramfs;
-use super::kernel::Kernel;
 use crate::failure::Failure;
-
-/// What runs in the guests besides Debian's programs.
-pub(super) struct Programs {
-    /// A statically linked busybox.
-    pub(super) busybox: Vec<u8>,
-    /// The statically linked witness, see `crates/witness`.
-    pub(super) witness: Vec<u8>,
-}
 
 /// The first program of both guests.
 pub(super) const INIT: &[u8] = include_bytes!("init.sh");
@@ -27,8 +20,14 @@ pub(super) const AGENT: &[u8] = include_bytes!("agent.sh");
 /// so that messages do not get between the lines of an answer.
 const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1";
 
+/// Builds the guest unless it is up to date.
+pub(super) fn ensure(cache: &Cache, parts: &Parts<'_>) -> Result<(), Failure> {
+    cache.ensure("tiny", &parts.key(), |target| build(target, parts)).map(drop)
+}
+
 /// Returns the archive that starts both guests.
-pub(super) fn initramfs(kernel: &Kernel, programs: &Programs) -> Vec<u8> {
+pub(super) fn initramfs(parts: &Parts<'_>) -> Vec<u8> {
+    let Parts { kernel, programs, .. } = parts;
     let mut archive = Initramfs::new();
     archive.program("init", INIT);
     archive.program("bin/agent", AGENT);
@@ -42,13 +41,13 @@ pub(super) fn initramfs(kernel: &Kernel, programs: &Programs) -> Vec<u8> {
 }
 
 /// Writes the guest's files into a folder.
-pub(super) fn build(target: &Path, kernel: &Kernel, programs: &Programs) -> Result<(), Failure> {
+pub(super) fn build(target: &Path, parts: &Parts<'_>) -> Result<(), Failure> {
     let write = |name: &str, content: &[u8]| {
         let path = target.join(name);
         fs::write(&path, content).map_err(Failure::file("write", &path))
     };
-    write("vmlinuz", &kernel.image)?;
-    write("initrd", &initramfs(kernel, programs))?;
+    write("vmlinuz", &parts.kernel.image)?;
+    write("initrd", &initramfs(parts))?;
     write("command-line", COMMAND_LINE.as_bytes())?;
     let tree = tempfile::tempdir_in(target).map_err(Failure::file("make a folder in", target))?;
     fill(tree.path())?;
