@@ -119,6 +119,11 @@ impl Client {
         self.export.context(name).is_some()
     }
 
+    /// Returns whether the connection can still be used.
+    pub fn is_usable(&self) -> bool {
+        !self.broken
+    }
+
     /// Sets how long any later operation may wait without a byte moving.
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
         self.wire.set_limit(Limit::Stall(timeout)).map_err(|source| Error::Start { source })
