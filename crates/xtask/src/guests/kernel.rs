@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
@@ -80,6 +81,11 @@ impl Kernel {
 /// Moves what matters from an unpacked package into a folder: `vmlinuz`, the
 /// modules, and `order`.
 fn extract(package: &Path, target: &Path) -> Result<(), Failure> {
+    let folder = package.join("lib");
+    if !folder.exists() {
+        // Debian 13 has moved it below /usr, where `depmod` need not look.
+        symlink("usr/lib", &folder).map_err(Failure::file("make", &folder))?;
+    }
     let release = only_entry(&package.join("lib/modules"))?;
     let copy = |from: &Path, name: &str| {
         fs::copy(from, target.join(name)).map(drop).map_err(Failure::file("copy", from))
