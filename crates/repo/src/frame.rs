@@ -10,6 +10,10 @@
 //! 16 checksum 8  start of the BLAKE3 of the stored bytes
 //! ```
 //!
+//! In a repository that hides its content, what is stored is sealed under the
+//! segment's key: the nonce is the number, and bound to it are kind, codec and
+//! the decoded length.
+//!
 //! The checksum finds damage without any key; what a reader trusts is the id
 //! of the decoded bytes, which is checked elsewhere.
 
@@ -79,13 +83,16 @@ pub(crate) struct FrameHeader {
 }
 
 impl FrameHeader {
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(&MAGIC);
-        out.extend_from_slice(&[self.kind as u8, self.codec as u8]);
-        out.extend_from_slice(&self.number.to_le_bytes());
-        out.extend_from_slice(&self.stored.to_le_bytes());
-        out.extend_from_slice(&self.raw.to_le_bytes());
-        out.extend_from_slice(&self.checksum);
+    pub(crate) fn encode(&self) -> [u8; HEADER_LEN] {
+        let mut out = [0; HEADER_LEN];
+        out[..4].copy_from_slice(&MAGIC);
+        out[4] = self.kind as u8;
+        out[5] = self.codec as u8;
+        out[6..8].copy_from_slice(&self.number.to_le_bytes());
+        out[8..12].copy_from_slice(&self.stored.to_le_bytes());
+        out[12..16].copy_from_slice(&self.raw.to_le_bytes());
+        out[16..].copy_from_slice(&self.checksum);
+        out
     }
 
     /// Reads the header at the start of a frame's bytes and checks that the
@@ -111,6 +118,14 @@ impl FrameHeader {
             return Err(Malformed("the checksum of a frame does not match"));
         }
         Ok((header, stored))
+    }
+}
+
+impl FrameHeader {
+    /// Returns what a sealed frame is bound to, beside its segment and number.
+    pub(crate) fn bound(kind: FrameKind, codec: Codec, raw: u32) -> [u8; 6] {
+        let [a, b, c, d] = raw.to_le_bytes();
+        [kind as u8, codec as u8, a, b, c, d]
     }
 }
 

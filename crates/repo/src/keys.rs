@@ -6,8 +6,10 @@
 use std::fmt;
 
 use tintype_types::{BLOCK_SIZE, RepositoryId};
+use zeroize::Zeroize;
 
-use crate::pointer::{BlockId, FrameId, NodeId};
+use crate::pointer::{BlockId, FrameId, NodeId, SegmentName};
+use crate::seal::Sealer;
 
 /// The keys of an open repository.
 pub(crate) struct Keys {
@@ -15,6 +17,8 @@ pub(crate) struct Keys {
     frame: [u8; 32],
     node: [u8; 32],
     record: [u8; 32],
+    /// Under which content is sealed; `None` if nothing is hidden.
+    seal: Option<[u8; 32]>,
 }
 
 impl fmt::Debug for Keys {
@@ -25,13 +29,14 @@ impl fmt::Debug for Keys {
 
 impl Keys {
     /// Derives all keys from the 256-bit master key.
-    pub(crate) fn derive(master: &[u8; 32]) -> Self {
+    pub(crate) fn derive(master: &[u8; 32], sealed: bool) -> Self {
         let key = |context| blake3::derive_key(context, master);
         Self {
             block: key("tintype 1 block id"),
             frame: key("tintype 1 frame id"),
             node: key("tintype 1 node id"),
             record: key("tintype 1 record tag"),
+            seal: sealed.then(|| key("tintype 1 seal")),
         }
     }
 
@@ -67,9 +72,46 @@ impl Keys {
     }
 }
 
-/// Returns what proves, without revealing it, that a master key is the right one.
-pub(crate) fn commitment(master: &[u8; 32]) -> [u8; 32] {
-    blake3::derive_key("tintype 1 master key commitment", master)
+impl Keys {
+    /// Whether the repository hides its content.
+    pub(crate) fn hides(&self) -> bool {
+        self.seal.is_some()
+    }
+
+    /// Returns what seals the frames of a segment; `None` if nothing is hidden.
+    pub(crate) fn segment_sealer(&self, name: SegmentName) -> Option<Sealer> {
+        let mut bound = b"segment".to_vec();
+        name.encode(&mut bound);
+        self.sealer(&bound)
+    }
+
+    /// Returns what seals the record of a session; `None` if nothing is hidden.
+    pub(crate) fn record_sealer(&self, key: &str) -> Option<Sealer> {
+        self.sealer(&[b"record", key.as_bytes()].concat())
+    }
+
+    fn sealer(&self, bound: &[u8]) -> Option<Sealer> {
+        let key = self.seal.as_ref()?;
+        Some(Sealer::new(blake3::keyed_hash(key, bound).as_bytes()))
+    }
+}
+
+impl Drop for Keys {
+    fn drop(&mut self) {
+        for key in [&mut self.block, &mut self.frame, &mut self.node, &mut self.record] {
+            key.zeroize();
+        }
+        self.seal.zeroize();
+    }
+}
+
+/// Returns what proves, without revealing it, that a master key belongs to a
+/// repository with this id that does or does not hide its content.
+pub(crate) fn commitment(master: &[u8; 32], repository: RepositoryId, hides: bool) -> [u8; 32] {
+    let key = blake3::derive_key("tintype 1 master key commitment", master);
+    let mut hasher = blake3::Hasher::new_keyed(&key);
+    hasher.update(repository.as_bytes()).update(&[u8::from(hides)]);
+    *hasher.finalize().as_bytes()
 }
 
 fn shorten(hash: blake3::Hash) -> [u8; 20] {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! line 1   "tintype outcome 1 committed" or "tintype outcome 1 aborted"
-//! line 2   the record as JSON (committed), or empty (aborted)
+//! line 2   the record as JSON (committed), or empty (aborted); in a repository
+//!          that hides its content the record is sealed and hexadecimal
 //! line 3   64 hexadecimal digits: keyed BLAKE3 of repository id, key length
 //!          as u64, key, and lines 1 and 2 with their line ends
 //! ```
@@ -15,7 +16,7 @@ use tintype_types::{RepositoryId, SnapshotId, SnapshotName, VmId, VmName};
 
 use crate::Error;
 use crate::keys::Keys;
-use crate::pointer::{NodePointer, hex};
+use crate::pointer::{NodePointer, hex, unhex_bytes};
 use crate::session::SessionStats;
 use crate::tree::ImageRoot;
 
@@ -123,7 +124,10 @@ impl Outcome {
     pub(crate) fn encode(&self, keys: &Keys, repository: RepositoryId, key: &str) -> Vec<u8> {
         let mut text = match self {
             Outcome::Committed(record) => {
-                let record = serde_json::to_string(record).expect("a record is plain data");
+                let mut record = serde_json::to_string(record).expect("a record is plain data");
+                if let Some(sealer) = keys.record_sealer(key) {
+                    record = hex(&sealer.seal_random(repository.as_bytes(), record.as_bytes()));
+                }
                 format!("{COMMITTED}{record}\n")
             }
             Outcome::Aborted => format!("{ABORTED}\n"),
@@ -149,7 +153,13 @@ impl Outcome {
         }
         let text = std::str::from_utf8(text).map_err(|_| damaged("it is not text"))?;
         if let Some(record) = text.strip_prefix(COMMITTED) {
-            let record: SnapshotRecord = serde_json::from_str(record)
+            let record = match keys.record_sealer(key) {
+                None => record.as_bytes().to_vec(),
+                Some(sealer) => unhex_bytes(record.trim_end_matches('\n'))
+                    .and_then(|sealed| sealer.open_random(repository.as_bytes(), &sealed).ok())
+                    .ok_or_else(|| damaged("its record is not sealed with the repository's key"))?,
+            };
+            let record: SnapshotRecord = serde_json::from_slice(&record)
                 .map_err(|_| damaged("its record cannot be understood"))?;
             if outcome_key(record.id) != key {
                 return Err(damaged("it is the outcome of another session"));

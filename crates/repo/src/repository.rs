@@ -13,10 +13,11 @@ use crate::diff;
 use crate::heal;
 use crate::keys::{Keys, commitment};
 use crate::listing::{self, Listing};
-use crate::pointer::{hex, unhex};
+use crate::pointer::hex;
 use crate::reader::ImageReader;
 use crate::record::{BlobId, SnapshotRecord, tombstone_key};
 use crate::session::{Session, SessionParams, slot_key};
+use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
@@ -25,12 +26,16 @@ use crate::verify::{self, Progress, VerifyLevel, VerifyReport};
 const CONFIG: &str = "config";
 const MAX_CONFIG: u64 = 64 << 10;
 const FORMAT: u32 = 1;
-const KEY: &str = "keys/plain";
+/// The feature of repositories that hide their content.
+const SEALED: &str = "aes-256-gcm";
 
 /// How a repository is made.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
-pub struct InitParams {}
+pub struct InitParams {
+    /// What opens it.
+    pub encryption: Encryption,
+}
 
 /// What a repository holds, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -55,45 +60,47 @@ struct Config {
     key_commitment: String,
 }
 
-/// A key slot that hides nothing: the repository is not encrypted.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PlainKey {
-    kind: String,
-    key: String,
-}
-
 /// An open repository. Cheap to clone; any number of threads may use it.
 #[derive(Debug, Clone)]
 pub struct Repository {
     vault: Arc<Vault>,
     path: PathBuf,
+    master: Arc<MasterKey>,
 }
 
 impl Repository {
     /// Makes a repository in a folder that is empty or does not exist. When
     /// this returns, it survives power loss.
     pub fn init(path: &Path, params: InitParams) -> Result<Self, Error> {
-        let InitParams {} = params;
         let store = LocalStore::create(path)?;
-        let mut master = [0; 32];
-        getrandom::fill(&mut master).expect("the kernel always has random bytes");
-        let slot = PlainKey { kind: "none".to_owned(), key: hex(&master) };
-        // Left by an interrupted `init`, without a repository that needs it.
-        store.delete(KEY)?;
-        put_json(&store, KEY, &slot)?;
+        let mut master = MasterKey::default();
+        getrandom::fill(&mut master[..]).expect("the kernel always has random bytes");
+        // Left by an interrupted `init`, without a repository that needs them.
+        for listed in store.list("keys/")? {
+            store.delete(&listed.key)?;
+        }
+        let hides = params.encryption != Encryption::None;
+        let repository = RepositoryId::random();
         let config = Config {
             tintype: FORMAT,
-            repository: RepositoryId::random(),
-            features: Vec::new(),
-            key_commitment: hex(&commitment(&master)),
+            repository,
+            features: hides.then(|| SEALED.to_owned()).into_iter().collect(),
+            key_commitment: hex(&commitment(&master, repository, hides)),
         };
+        slots::add(&store, config.repository, &master, &params.encryption)?;
         put_json(&store, CONFIG, &config)?;
-        Self::open(path)
+        Self::open_with(path, &[params.encryption])
     }
 
-    /// Opens a repository, and ends the sessions of processes that have died.
+    /// Opens a repository that is not encrypted; see `open_with`.
     pub fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, &[])
+    }
+
+    /// Opens a repository with the first of the keys that fits, and ends the
+    /// sessions of processes that have died. If none fits, the error is of
+    /// [`Kind::Key`](crate::Kind::Key).
+    pub fn open_with(path: &Path, keys: &[Encryption]) -> Result<Self, Error> {
         let store = LocalStore::open(path);
         let config = match store.get(CONFIG, MAX_CONFIG) {
             Ok(bytes) => bytes,
@@ -101,10 +108,36 @@ impl Repository {
             Err(error) => return Err(error),
         };
         let config = parse_config(&config)?;
-        let master = read_key(&store, &config)?;
-        let vault = Vault::new(Box::new(store), Keys::derive(&master), config.repository);
+        let hides = !config.features.is_empty();
+        let is_right = |master: &MasterKey| {
+            hex(&commitment(master, config.repository, hides)) == config.key_commitment
+        };
+        let master = slots::open(&store, config.repository, keys, &is_right)?;
+        let vault = Vault::new(Box::new(store), Keys::derive(&master, hides), config.repository);
         heal::end_dead_sessions(&vault)?;
-        Ok(Self { vault: Arc::new(vault), path: path.to_owned() })
+        Ok(Self { vault: Arc::new(vault), path: path.to_owned(), master: Arc::new(master) })
+    }
+
+    /// Lists the ways to open the repository.
+    pub fn keys(&self) -> Result<Vec<KeySlot>, Error> {
+        slots::list(&*self.vault.store)
+    }
+
+    /// Adds a way to open the repository and returns its slot's id. One that
+    /// hides nothing takes no keys, and one that does takes no `None`.
+    pub fn add_key(&self, key: &Encryption) -> Result<String, Error> {
+        if self.vault.keys.hides() != (*key != Encryption::None) {
+            return Err(Error::Invalid(
+                "whether a repository is encrypted cannot change".to_owned(),
+            ));
+        }
+        slots::add(&*self.vault.store, self.vault.id, &self.master, key)
+    }
+
+    /// Removes a way to open the repository; the last one stays. Whoever had
+    /// it and the repository may have kept the master key.
+    pub fn remove_key(&self, id: &str) -> Result<(), Error> {
+        slots::remove(&*self.vault.store, id)
     }
 
     /// Returns the repository's id.
@@ -207,29 +240,10 @@ fn parse_config(bytes: &[u8]) -> Result<Config, Error> {
         )));
     }
     let config: Config = serde_json::from_slice(bytes).map_err(|_| damaged())?;
-    match config.features.first() {
+    match config.features.iter().find(|feature| *feature != SEALED) {
         None => Ok(config),
         Some(feature) => Err(Error::Unsupported(format!(
             "the repository uses `{feature}`, which this version does not know"
         ))),
     }
-}
-
-fn read_key(store: &dyn Store, config: &Config) -> Result<[u8; 32], Error> {
-    let damaged = |reason| Error::damaged(KEY, None, reason);
-    let slot = match store.get(KEY, MAX_CONFIG) {
-        Ok(bytes) => bytes,
-        Err(Error::NotFound(_)) => return Err(damaged("it is missing")),
-        Err(error) => return Err(error),
-    };
-    let slot: PlainKey =
-        serde_json::from_slice(&slot).map_err(|_| damaged("it cannot be understood"))?;
-    if slot.kind != "none" {
-        return Err(Error::Unsupported(format!("{KEY} is of an unknown kind")));
-    }
-    let master = unhex(&slot.key).ok_or_else(|| damaged("it holds no key"))?;
-    if hex(&commitment(&master)) != config.key_commitment {
-        return Err(damaged("it is the key of another repository"));
-    }
-    Ok(master)
 }

@@ -10,6 +10,7 @@ use tintype_types::SnapshotId;
 use crate::Error;
 use crate::frame::{Codec, FrameHeader, FrameKind, HEADER_LEN, checksum};
 use crate::pointer::{Place, SegmentName};
+use crate::seal::{Sealer, TAG_LEN, frame_nonce};
 use crate::segment::{self, Identity, SEGMENT_SIZE, SegmentKind, TRAILER_LEN, index32};
 use crate::store::Put;
 use crate::vault::{Building, Vault};
@@ -37,6 +38,14 @@ impl Numbers {
     }
 }
 
+/// The segment that frames go into.
+#[derive(Debug)]
+struct Open {
+    name: SegmentName,
+    building: Arc<Building>,
+    sealer: Option<Sealer>,
+}
+
 /// Collects frames of one kind of segment.
 #[derive(Debug)]
 pub(crate) struct Sink {
@@ -44,7 +53,7 @@ pub(crate) struct Sink {
     session: SnapshotId,
     vault: Arc<Vault>,
     numbers: Arc<Numbers>,
-    open: Mutex<Option<(SegmentName, Arc<Building>)>>,
+    open: Mutex<Option<Open>>,
     flush: Sender<Flush>,
 }
 
@@ -68,31 +77,33 @@ impl Sink {
         raw_len: usize,
         id: Identity<'_>,
     ) -> Place {
-        let checksum = checksum(stored);
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if open.as_ref().is_some_and(|(_, building)| !has_room(building, stored.len())) {
-            self.seal_open(&mut open);
+        let mut slot = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if slot.as_ref().is_some_and(|open| !has_room(&open.building, stored.len())) {
+            self.seal_open(&mut slot);
         }
-        let (segment, building) = open.get_or_insert_with(|| self.begin());
-        let mut content = building.content.write().unwrap_or_else(PoisonError::into_inner);
+        let open = slot.get_or_insert_with(|| self.begin());
+        let mut content = open.building.content.write().unwrap_or_else(PoisonError::into_inner);
         let (bytes, table) = &mut *content;
-        let header = FrameHeader {
-            kind: match id {
-                Identity::Blocks(_) => FrameKind::Blocks,
-                Identity::Node(kind, _) => kind,
-            },
-            codec,
-            number: u16::try_from(table.entries().len()).expect("has_room limits the count"),
-            stored: index32(stored.len()),
-            raw: index32(raw_len),
-            checksum,
+        let kind = match id {
+            Identity::Blocks(_) => FrameKind::Blocks,
+            Identity::Node(kind, _) => kind,
         };
-        let offset = index32(bytes.len());
-        header.encode(bytes);
+        let number = u16::try_from(table.entries().len()).expect("has_room limits the count");
+        let (offset, raw) = (bytes.len(), index32(raw_len));
+        // The header is filled in when the stored bytes are final.
+        bytes.resize(offset + HEADER_LEN, 0);
         bytes.extend_from_slice(stored);
-        table.push(codec, offset, header.stored, header.raw, id);
-        let len = index32(HEADER_LEN + stored.len());
-        Place { segment: *segment, number: header.number, offset, len }
+        if let Some(sealer) = &open.sealer {
+            let bound = FrameHeader::bound(kind, codec, raw);
+            sealer.seal(frame_nonce(number), &bound, bytes, offset + HEADER_LEN);
+        }
+        let (_, payload) = bytes.split_at(offset + HEADER_LEN);
+        let stored = index32(payload.len());
+        let header = FrameHeader { kind, codec, number, stored, raw, checksum: checksum(payload) };
+        bytes[offset..offset + HEADER_LEN].copy_from_slice(&header.encode());
+        let (offset, len) = (index32(offset), index32(bytes.len() - offset));
+        table.push(codec, offset, stored, raw, id);
+        Place { segment: open.name, number, offset, len }
     }
 
     /// Sends the open segment to be stored.
@@ -102,12 +113,12 @@ impl Sink {
 
     /// Gives up the open segment.
     pub(crate) fn discard(&self) {
-        if let Some((name, _)) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            self.vault.unregister(name);
+        if let Some(open) = self.open.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            self.vault.unregister(open.name);
         }
     }
 
-    fn begin(&self) -> (SegmentName, Arc<Building>) {
+    fn begin(&self) -> Open {
         let number = self.numbers.next.fetch_add(1, Ordering::Relaxed);
         let name = SegmentName { session: self.session, number };
         let building = Arc::new(Building::default());
@@ -118,11 +129,11 @@ impl Sink {
         bytes.extend_from_slice(&segment::header(self.kind, name, self.vault.id));
         building.content.write().unwrap_or_else(PoisonError::into_inner).0 = bytes;
         self.vault.register(name, Arc::clone(&building));
-        (name, building)
+        Open { name, building, sealer: self.vault.keys.segment_sealer(name) }
     }
 
-    fn seal_open(&self, open: &mut Option<(SegmentName, Arc<Building>)>) {
-        let Some((name, building)) = open.take() else { return };
+    fn seal_open(&self, open: &mut Option<Open>) {
+        let Some(Open { name, building, .. }) = open.take() else { return };
         {
             let mut content = building.content.write().unwrap_or_else(PoisonError::into_inner);
             let (bytes, table) = &mut *content;
@@ -143,7 +154,7 @@ fn has_room(building: &Building, stored: usize) -> bool {
     let (bytes, table) = &*content;
     let table_len = table.encoded_len() + 16 + 20 * crate::frame::MAX_BLOCKS;
     table.entries().len() < usize::from(u16::MAX)
-        && bytes.len() + HEADER_LEN + stored + table_len + TRAILER_LEN <= SEGMENT_SIZE
+        && bytes.len() + HEADER_LEN + stored + TAG_LEN + table_len + TRAILER_LEN <= SEGMENT_SIZE
 }
 
 /// Stores segments until told to stop; returns the first failure. Segments

@@ -15,6 +15,7 @@ use crate::frame::{self, FrameHeader, FrameKind, HEADER_LEN};
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
+use crate::seal::frame_nonce;
 use crate::segment::{self, Table, Trailer, index};
 use crate::store::Store;
 use crate::wire::Malformed;
@@ -85,7 +86,7 @@ impl Vault {
     pub(crate) fn read_frame(&self, pointer: &FramePointer) -> Result<Vec<u8>, Error> {
         let stored = self.stored(&pointer.place)?;
         let blocks = usize::from(pointer.blocks);
-        decode_frame(&stored, pointer.place.number, FrameKind::Blocks)
+        self.decode_frame(pointer.place.segment, &stored, pointer.place.number, FrameKind::Blocks)
             .and_then(|raw| {
                 if raw.len() != blocks * BLOCK_SIZE {
                     return Err(Malformed("a frame has the wrong number of blocks"));
@@ -103,7 +104,7 @@ impl Vault {
     /// Returns the verified bytes of a node or blob chunk.
     pub(crate) fn bytes(&self, pointer: &NodePointer, kind: FrameKind) -> Result<Vec<u8>, Error> {
         let stored = self.stored(&pointer.place)?;
-        decode_frame(&stored, pointer.place.number, kind)
+        self.decode_frame(pointer.place.segment, &stored, pointer.place.number, kind)
             .and_then(|raw| {
                 if self.keys.node_id(kind as u8, &raw) != pointer.id {
                     return Err(Malformed("the content of a frame is not what was written"));
@@ -171,6 +172,26 @@ impl Vault {
         trailer.table(&header, &end, name, self.id).map_err(damaged)
     }
 
+    /// Decodes a frame and checks that it is the one that was asked for.
+    pub(crate) fn decode_frame(
+        &self,
+        segment: SegmentName,
+        stored: &[u8],
+        number: u16,
+        kind: FrameKind,
+    ) -> Result<Vec<u8>, Malformed> {
+        let (header, payload) = FrameHeader::decode(stored)?;
+        if header.number != number || header.kind != kind {
+            return Err(Malformed("it is another frame"));
+        }
+        let Some(sealer) = self.keys.segment_sealer(segment) else {
+            return frame::decode(header.codec, payload, header.raw);
+        };
+        let bound = FrameHeader::bound(header.kind, header.codec, header.raw);
+        let opened = sealer.open(frame_nonce(number), &bound, payload)?;
+        frame::decode(header.codec, &opened, header.raw)
+    }
+
     /// Returns the bytes of a frame with its header, unverified.
     fn stored(&self, place: &Place) -> Result<Vec<u8>, Error> {
         let (offset, len) = (index(place.offset), index(place.len));
@@ -189,19 +210,6 @@ impl Vault {
             result => result,
         }
     }
-}
-
-/// Decodes a frame and checks that it is the one that was asked for.
-pub(crate) fn decode_frame(
-    stored: &[u8],
-    number: u16,
-    kind: FrameKind,
-) -> Result<Vec<u8>, Malformed> {
-    let (header, payload) = FrameHeader::decode(stored)?;
-    if header.number != number || header.kind != kind {
-        return Err(Malformed("it is another frame"));
-    }
-    frame::decode(header.codec, payload, header.raw)
 }
 
 fn damaged(place: &Place, Malformed(reason): Malformed) -> Error {

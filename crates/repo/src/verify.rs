@@ -18,7 +18,7 @@ use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
 use crate::segment::{Table, index};
-use crate::vault::{Vault, decode_frame};
+use crate::vault::Vault;
 use crate::wire::Malformed;
 use crate::{Error, blob};
 
@@ -275,7 +275,8 @@ impl Check<'_> {
         for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
             let at = index(entry.offset) - start;
             let stored = &bytes[at..at + HEADER_LEN + index(entry.stored)];
-            let good = decode_frame(stored, number, entry.kind).and_then(|raw| {
+            let decoded = self.vault.decode_frame(name, stored, number, entry.kind);
+            let good = decoded.and_then(|raw| {
                 let keys = &self.vault.keys;
                 let right = match Table::node_id(entry) {
                     Some(id) => keys.node_id(entry.kind as u8, &raw) == id,

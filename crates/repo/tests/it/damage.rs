@@ -89,7 +89,7 @@ fn check_found(repository: &Repository, expected: &[Vec<u8>], what: &str) {
         Ok(opened) => opened,
         Err(error) => {
             assert!(
-                matches!(error.kind(), Kind::Damaged | Kind::Unsupported | Kind::NotARepository),
+                matches!(error.kind(), Kind::Damaged | Kind::Unsupported | Kind::Key),
                 "{what}: {error}"
             );
             return;
