@@ -234,6 +234,15 @@ pub enum Violation {
     /// The reply to a block status request has none for the context.
     #[error("a block status reply does not describe the context")]
     NoStatus,
+    /// A reply has more than one error.
+    #[error("a reply has more than one error")]
+    SecondError,
+    /// A block status reply describes a context twice.
+    #[error("a block status reply describes the context {context} twice")]
+    SecondStatus {
+        /// The server's number for the context.
+        context: u32,
+    },
     /// A client set flags in the handshake that were not offered.
     #[error("the client set the handshake flags {flags:#x}")]
     ClientFlags {

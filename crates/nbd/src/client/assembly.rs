@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use tintype_types::Extent;
 
-use super::{Refusal, receive_end};
+use super::reply::{Refusal, keep, receive_end};
 use crate::codec::{Chunk, ChunkKind, DataReply, HoleReply, ReplyStart, in_memory};
 use crate::error::{Fault, Violation};
 use crate::wire::Wire;
@@ -96,8 +96,7 @@ impl Assembly {
                 self.add(hole.offset, in_memory(hole.len), true)?;
             }
             _ => {
-                let refusal = receive_end(wire, chunk)?;
-                self.refusal = self.refusal.take().or(refusal);
+                keep(&mut self.refusal, receive_end(wire, chunk)?)?;
             }
         }
         Ok(chunk.done)

@@ -8,6 +8,8 @@ mod assembly;
 mod negotiate;
 mod pipeline;
 mod pull;
+mod reply;
+mod status;
 
 use std::io::{self, IoSlice};
 use std::os::unix::net::UnixStream;
@@ -18,23 +20,22 @@ use tintype_types::{ByteCount, Extent};
 
 pub use self::pipeline::WritePipeline;
 pub use self::pull::{Content, PullParams};
+pub use self::status::Status;
 
 use self::assembly::Assembly;
 use self::negotiate::Negotiated;
+use self::reply::{Refusal, check_handle, handle_of, keep, receive_ack, receive_start};
+use self::status::StatusReply;
 use crate::codec::{
-    BlockSizes, BlockStatusReply, Chunk, ChunkKind, Command, CommandFlags, Errno, ErrorReply,
-    ExportFlags, MAX_PAYLOAD_LEN, ReplyStart, Request, StatusFlags, in_memory,
+    BlockSizes, Command, CommandFlags, ExportFlags, MAX_PAYLOAD_LEN, Request, StatusFlags,
+    in_memory,
 };
-use crate::error::{Error, Fault, Operation, Violation};
+use crate::error::{Error, Fault, Operation};
 use crate::wire::{Limit, Wire};
 
 /// The metadata context that says what is allocated and what reads as zeros.
 pub(crate) const BASE_ALLOCATION: &str = "base:allocation";
 
-/// The longest payload of an error chunk: a number, a message of 64 KiB, an offset.
-const MAX_ERROR_LEN: u32 = 4 + 2 + 0xffff + 8;
-/// QEMU sends at most 128 Ki descriptors at once (`NBD_MAX_BLOCK_STATUS_EXTENTS`).
-const MAX_STATUS_LEN: u32 = 2 << 20;
 /// How much one status, trim or zero request is about, so that each answers soon.
 const MAX_EFFECT_LEN: u64 = 256 << 20;
 
@@ -56,16 +57,6 @@ impl ConnectParams {
     pub fn new(export: &str) -> Self {
         Self { export: export.to_owned(), contexts: Vec::new(), timeout: Duration::from_secs(30) }
     }
-}
-
-/// What a metadata context says about a range of bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Status {
-    /// The bytes.
-    pub extent: Extent,
-    /// What it says. For `base:allocation` the named flags hold; for
-    /// `qemu:dirty-bitmap:NAME` a set lowest bit means dirty.
-    pub flags: StatusFlags,
 }
 
 /// A connection to one export.
@@ -124,9 +115,10 @@ impl Client {
         !self.broken
     }
 
-    /// Sets how long any later operation may wait without a byte moving.
-    pub fn set_timeout(&mut self, timeout: Duration) -> Result<(), Error> {
-        self.wire.set_limit(Limit::Stall(timeout)).map_err(|source| Error::Start { source })
+    /// Sets how long any later operation may wait without a byte moving; zero is an
+    /// error.
+    pub fn set_timeout(&mut self, timeout: Duration) -> io::Result<()> {
+        self.wire.set_limit(Limit::Stall(timeout))
     }
 
     /// Reads as many bytes as `buffer` has.
@@ -244,9 +236,9 @@ impl Client {
         let outcome = self.request(command, extent, data).and_then(|handle| {
             let mut refusal = None;
             loop {
-                let part = self.receive_ack()?;
+                let part = receive_ack(&mut self.wire, self.export.structured)?;
                 check_handle(handle, part.handle)?;
-                refusal = refusal.or(part.refusal);
+                keep(&mut refusal, part.refusal)?;
                 if part.done {
                     return Ok(refusal.map_or(Ok(()), Err));
                 }
@@ -282,7 +274,7 @@ impl Client {
     fn status_piece(&mut self, context: u32, extent: Extent) -> Result<Vec<Status>, Error> {
         let operation = self.check(Command::BlockStatus, extent.offset, extent.len)?;
         let outcome = self.request(Command::BlockStatus, extent, &[]).and_then(|handle| {
-            let mut reply = StatusReply { extent, context, found: None, refusal: None };
+            let mut reply = StatusReply::new(extent, context);
             loop {
                 let start = receive_start(&mut self.wire)?;
                 check_handle(handle, handle_of(&start))?;
@@ -314,22 +306,6 @@ impl Client {
         Ok(handle)
     }
 
-    /// Receives a simple reply or one chunk of a reply that has no data.
-    fn receive_ack(&mut self) -> Result<AckPart, Fault> {
-        let chunk = match receive_start(&mut self.wire)? {
-            ReplyStart::Simple { errno, handle } => {
-                let refusal = Refusal::from_errno(errno);
-                return Ok(AckPart { handle, done: true, refusal });
-            }
-            ReplyStart::Chunk(_) if !self.export.structured => {
-                return Err(Violation::StructuredReply.into());
-            }
-            ReplyStart::Chunk(chunk) => chunk,
-        };
-        let refusal = receive_end(&mut self.wire, &chunk)?;
-        Ok(AckPart { handle: chunk.handle, done: chunk.done, refusal })
-    }
-
     /// Makes an error of what a reply says, and remembers a lost connection.
     fn settle<T>(
         &mut self,
@@ -353,125 +329,6 @@ impl Drop for Client {
             let _ = self.request(Command::Disconnect, Extent { offset: 0, len: 0 }, &[]);
         }
     }
-}
-
-/// A part of a reply without data.
-struct AckPart {
-    handle: u64,
-    done: bool,
-    refusal: Option<Refusal>,
-}
-
-/// A server's error for one request.
-#[derive(Debug)]
-struct Refusal {
-    errno: Errno,
-    message: String,
-}
-
-impl Refusal {
-    fn from_errno(errno: Errno) -> Option<Self> {
-        (errno != Errno::OK).then(|| Self { errno, message: String::new() })
-    }
-
-    fn of(self, operation: Operation) -> Error {
-        Error::Remote { operation, errno: self.errno, message: self.message }
-    }
-}
-
-/// The reply to a block status request, as far as it has come.
-struct StatusReply {
-    extent: Extent,
-    context: u32,
-    found: Option<Vec<Status>>,
-    refusal: Option<Refusal>,
-}
-
-impl StatusReply {
-    /// Takes a part of the reply; returns whether it was the last.
-    fn accept(&mut self, start: ReplyStart, wire: &mut Wire) -> Result<bool, Fault> {
-        let chunk = match start {
-            ReplyStart::Simple { errno, .. } => {
-                self.refusal = Refusal::from_errno(errno);
-                let violation = Violation::SimpleReply;
-                return if self.refusal.is_some() { Ok(true) } else { Err(violation.into()) };
-            }
-            ReplyStart::Chunk(chunk) => chunk,
-        };
-        if chunk.kind != ChunkKind::BlockStatus {
-            let refusal = receive_end(wire, &chunk)?;
-            self.refusal = self.refusal.take().or(refusal);
-            return Ok(chunk.done);
-        }
-        if chunk.len > MAX_STATUS_LEN {
-            return Err(Violation::TooLong { len: chunk.len }.into());
-        }
-        let reply = BlockStatusReply::decode(&wire.receive_vec(in_memory(chunk.len))?)?;
-        if reply.context == self.context {
-            self.found = Some(self.statuses(&reply));
-        }
-        Ok(chunk.done)
-    }
-
-    /// Gives the descriptors their places, and cuts off what reaches past the request.
-    fn statuses(&self, reply: &BlockStatusReply) -> Vec<Status> {
-        let mut at = self.extent.offset;
-        let mut found = Vec::with_capacity(reply.descriptors.len());
-        for descriptor in &reply.descriptors {
-            let len = u64::from(descriptor.len).min(self.extent.end() - at);
-            if len == 0 {
-                break;
-            }
-            found.push(Status { extent: Extent { offset: at, len }, flags: descriptor.flags });
-            at += len;
-        }
-        found
-    }
-
-    fn finish(self) -> Result<Result<Vec<Status>, Refusal>, Fault> {
-        match (self.refusal, self.found) {
-            (Some(refusal), _) => Ok(Err(refusal)),
-            (None, Some(found)) => Ok(Ok(found)),
-            (None, None) => Err(Violation::NoStatus.into()),
-        }
-    }
-}
-
-/// Receives the start of the next reply, whichever request it belongs to.
-fn receive_start(wire: &mut Wire) -> Result<ReplyStart, Fault> {
-    let mut bytes = [0; ReplyStart::CHUNK_LEN];
-    let (first, rest) = bytes.split_at_mut(ReplyStart::SIMPLE_LEN);
-    wire.receive(first)?;
-    let first = <&[u8; ReplyStart::SIMPLE_LEN]>::try_from(&*first).expect("it was split there");
-    let len = ReplyStart::len_of(first)?;
-    wire.receive(&mut rest[..len - ReplyStart::SIMPLE_LEN])?;
-    Ok(ReplyStart::decode(&bytes[..len])?)
-}
-
-/// Receives the payload of a chunk that has no data: an error, or the bare end.
-fn receive_end(wire: &mut Wire, chunk: &Chunk) -> Result<Option<Refusal>, Fault> {
-    if chunk.kind.is_error() {
-        if chunk.len > MAX_ERROR_LEN {
-            return Err(Violation::TooLong { len: chunk.len }.into());
-        }
-        let error = ErrorReply::decode(&wire.receive_vec(in_memory(chunk.len))?)?;
-        return Ok(Some(Refusal { errno: error.errno, message: error.message }));
-    }
-    if chunk.kind != ChunkKind::None || chunk.len != 0 || !chunk.done {
-        return Err(Violation::UnexpectedChunk { kind: chunk.kind }.into());
-    }
-    Ok(None)
-}
-
-fn handle_of(start: &ReplyStart) -> u64 {
-    match start {
-        ReplyStart::Simple { handle, .. } => *handle,
-        ReplyStart::Chunk(chunk) => chunk.handle,
-    }
-}
-
-fn check_handle(expected: u64, handle: u64) -> Result<(), Fault> {
-    if expected == handle { Ok(()) } else { Err(Violation::UnknownHandle { handle }.into()) }
 }
 
 fn len_of(bytes: &[u8]) -> u64 {

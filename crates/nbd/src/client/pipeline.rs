@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use tintype_types::Extent;
 
-use super::{Client, Refusal, len_of};
+use super::reply::{Refusal, keep, receive_ack};
+use super::{Client, len_of};
 use crate::codec::{Command, in_memory};
 use crate::error::{Error, Fault, Operation, Violation};
 
@@ -81,10 +82,10 @@ impl WritePipeline<'_> {
 
     fn receive_whole(&mut self) -> Result<InFlight, Fault> {
         loop {
-            let part = self.client.receive_ack()?;
+            let part = receive_ack(&mut self.client.wire, self.client.export.structured)?;
             let unknown = Violation::UnknownHandle { handle: part.handle };
             let entry = self.in_flight.get_mut(&part.handle).ok_or(unknown.clone())?;
-            entry.refusal = entry.refusal.take().or(part.refusal);
+            keep(&mut entry.refusal, part.refusal)?;
             if part.done {
                 return self.in_flight.remove(&part.handle).ok_or(unknown.into());
             }

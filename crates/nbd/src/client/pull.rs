@@ -6,8 +6,9 @@
 
 use tintype_types::Extent;
 
+use super::Client;
 use super::assembly::Assembly;
-use super::{Client, handle_of, receive_start};
+use super::reply::{handle_of, receive_start};
 use crate::codec::Command;
 use crate::error::{Error, Fault, Operation, Violation};
 
@@ -61,7 +62,9 @@ impl Client {
     /// are in order; those of different requests come as the server answers. When
     /// `sink` or a read fails, no more is handed over, the replies in flight are
     /// taken in, and the first error is returned; the connection stays good unless
-    /// it was the connection that failed. Memory: `window` buffers of `request_len`.
+    /// it was the connection that failed. QEMU answers a read of a bad sector here by
+    /// hanging up; [`Client::read_at`] gets its error. Memory: `window` buffers of
+    /// `request_len`.
     pub fn pull<E: From<Error>>(
         &mut self,
         extents: impl IntoIterator<Item = Extent>,

@@ -8,12 +8,15 @@
 
 mod fields;
 mod handshake;
+mod options;
 mod reply;
 mod request;
 
 pub use handshake::{
-    BlockSizes, ClientFlags, ContextReply, ContextRequest, ExportFlags, ExportRequest, Greeting,
-    Info, InfoKind, ListReply, OptionHeader, OptionKind, OptionReplyHeader, OptionReplyKind,
+    ClientFlags, Greeting, OptionHeader, OptionKind, OptionReplyHeader, OptionReplyKind,
+};
+pub use options::{
+    BlockSizes, ContextReply, ContextRequest, ExportFlags, ExportRequest, Info, InfoKind, ListReply,
 };
 pub use reply::{
     BlockStatusReply, Chunk, ChunkKind, DataReply, ErrorReply, HoleReply, ReplyStart,

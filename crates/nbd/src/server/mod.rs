@@ -71,7 +71,8 @@ struct Connection {
 
 impl Server {
     /// Starts to serve exports, each with its name, to those who connect to the
-    /// listener. Who may connect is up to the socket's path and mode.
+    /// listener. Who may connect is up to the socket's path and mode; the path is
+    /// the caller's to remove.
     pub fn start(
         listener: UnixListener,
         exports: impl IntoIterator<Item = (String, Arc<dyn Export>)>,

@@ -281,6 +281,8 @@ fn lies_of_a_server_are_errors() {
     check(chunk(true, ChunkKind::Error, 6, &[0, 0, 0, 5, 0, 0]), true, ErrorKind::Remote);
     check(chunk(true, ChunkKind::Other(0x8077), 6, &[0, 0, 0, 5, 0, 0]), true, ErrorKind::Remote);
     check(chunk(true, ChunkKind::BlockStatus, 12, &[0; 12]), true, protocol);
+    let error = chunk(false, ChunkKind::Error, 6, &[0, 0, 0, 5, 0, 0]);
+    check(error.repeat(1000), true, protocol);
     let twice = [
         chunk(false, ChunkKind::Hole, 12, &hole(0, 4096)),
         chunk(true, ChunkKind::Hole, 12, &hole(0, 4096)),
