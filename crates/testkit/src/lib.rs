@@ -14,6 +14,7 @@
 //! # Ok::<(), tintype_testkit::Error>(())
 //! ```
 
+mod builder;
 mod disk;
 mod error;
 mod golden;
@@ -24,9 +25,10 @@ mod qmp;
 mod serial;
 mod witness;
 
+pub use builder::GuestBuilder;
 pub use disk::{Content, Disk, Format};
 pub use error::Error;
-pub use guest::{Guest, GuestBuilder, Prepared};
+pub use guest::{Guest, Prepared};
 pub use image::{GuestKind, guests_folder, workspace_folder};
 pub use qemu::{Qemu, Release};
 pub use qmp::Qmp;

@@ -68,6 +68,8 @@ impl Serial {
     }
 
     /// Waits until a guest that is booting says that it takes commands.
+    ///
+    /// It says so once: connect before it has booted. Later, see [`Serial::wait_answer`].
     pub fn wait_ready(&mut self, within: Duration) -> Result<(), Error> {
         let deadline = Instant::now() + within;
         while Instant::now() < deadline {

@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tintype_testkit::{Guest, GuestKind};
+use tintype_testkit::{Format, Guest, GuestKind};
 
 use crate::is_built;
 
@@ -45,4 +45,17 @@ fn its_line_survives_the_loss_of_usr() {
     let serial = guest.serial();
     assert_eq!(serial.must_run("rm -rf /usr", WITHIN), "");
     assert_eq!(serial.run("ls", WITHIN).unwrap().status, 127);
+}
+
+#[test]
+fn it_starts_where_it_was_saved() {
+    if !is_built(GuestKind::Debian) {
+        return;
+    }
+    let guest = || Guest::of(GuestKind::Debian).network().uefi(Format::Qcow2);
+    drop(guest().start().unwrap());
+    let start = Instant::now();
+    let mut guest = guest().start().unwrap();
+    eprintln!("debian: started in {:.1?}", start.elapsed());
+    assert_eq!(guest.serial().must_run("systemctl is-active ssh", WITHIN), "active\n");
 }
