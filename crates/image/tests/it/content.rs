@@ -1,6 +1,7 @@
 //! What is read and written is what QEMU's tools see.
 
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 use std::time::Instant;
 
 use tintype_image::{
@@ -203,6 +204,54 @@ fn odd_sizes_of_raw_files_are_rounded_up() {
         host.image(0).read_at(0, &mut seen).unwrap();
         assert!(seen[..len] == bytes && seen[len..].iter().all(|&byte| byte == 0));
         host.close().unwrap();
+    }
+}
+
+#[test]
+fn a_block_device_is_an_image() {
+    let Some(place) = place() else { return };
+    let file = place.path("file");
+    std::fs::write(&file, vec![1; 4 << 20]).unwrap();
+    let Some(device) = LoopDevice::of(&file) else { return };
+    let mut host = place.open(ImageSpec::writable(&device.0, format("raw"))).unwrap();
+    assert_eq!(host.image(0).size(), ByteCount(4 << 20));
+    host.image(0).write_at(1 << 20, &[2; 4096]).unwrap();
+    host.image(0).write_zeroes(Extent { offset: 2 << 20, len: 1 << 20 }).unwrap();
+    let error = place.open(ImageSpec::read_only(&device.0, format("raw"))).err().unwrap();
+    assert_eq!(error.kind(), ErrorKind::InUse, "{error}");
+    let error = host.resize(0, ByteCount(8 << 20)).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Qemu, "{error}");
+    host.image(0).flush().unwrap();
+    host.close().unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let at = |offset: usize| bytes[offset];
+    assert_eq!(
+        [at(0), at(1 << 20), at((1 << 20) + 4096), at(2 << 20), at(3 << 20)],
+        [1, 2, 1, 0, 1]
+    );
+}
+
+/// A block device on a file; it is detached with its scope.
+struct LoopDevice(std::path::PathBuf);
+
+impl LoopDevice {
+    fn of(file: &std::path::Path) -> Option<Self> {
+        let output = Command::new("losetup").args(["--find", "--show"]).arg(file).output();
+        match output {
+            Ok(output) if output.status.success() => {
+                Some(Self(String::from_utf8(output.stdout).unwrap().trim().into()))
+            }
+            other => {
+                eprintln!("skipped: no loop device: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").arg("--detach").arg(&self.0).status();
     }
 }
 
