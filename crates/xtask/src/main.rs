@@ -6,6 +6,7 @@ mod failure;
 mod guests;
 mod process;
 mod setup;
+mod test;
 mod tidy;
 
 use std::process::ExitCode;
@@ -22,6 +23,7 @@ struct Chore {
 const CHORES: &[Chore] = &[
     Chore { name: "setup", about: setup::ABOUT, run: setup::chore },
     Chore { name: "guests", about: guests::ABOUT, run: guests::chore },
+    Chore { name: "test", about: test::ABOUT, run: test::chore },
     Chore { name: "tidy", about: tidy::ABOUT, run: tidy::chore },
 ];
 

@@ -38,7 +38,8 @@ pub(crate) fn is_installed(program: &str) -> bool {
     std::env::split_paths(&path).chain(system).any(|folder| folder.join(program).is_file())
 }
 
-fn describe(command: &Command) -> String {
+/// Returns a command as one would type it, for messages.
+pub(crate) fn describe(command: &Command) -> String {
     let mut text = command.get_program().to_string_lossy().into_owned();
     for argument in command.get_args() {
         text.push(' ');
