@@ -1,3 +1,42 @@
-//! The tintype command.
+//! The `tintype` command: reads arguments and environment, calls the engine,
+//! prints. What a snapshot is, it does not know.
 
-fn main() {}
+mod arguments;
+mod commands;
+mod exit;
+mod output;
+mod progress;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use arguments::{Arguments, Globals};
+use exit::Exit;
+use output::Output;
+
+fn main() -> ExitCode {
+    let Arguments { globals, command } = Arguments::parse();
+    start_log(&globals);
+    let output = Output::new(&globals);
+    let exit = commands::run(&globals, command, &output).unwrap_or_else(|error| {
+        output.error(&error);
+        Exit::of(&error)
+    });
+    exit.into()
+}
+
+/// Sends the log to stderr: warnings, or more with `-v`, or what `TINTYPE_LOG` says.
+fn start_log(globals: &Globals) {
+    use tracing_subscriber::EnvFilter;
+    let default = match (globals.quiet, globals.verbose) {
+        (true, _) => "error",
+        (false, 0) => "warn",
+        (false, 1) => "info",
+        (false, 2) => "debug",
+        (false, _) => "trace",
+    };
+    let filter = EnvFilter::try_from_env("TINTYPE_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+}

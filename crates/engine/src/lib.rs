@@ -1,1 +1,101 @@
-//! The use cases: take, log, show, revert, doctor. The boundary for every front end.
+//! The use cases: take, log, show, revert, doctor. The boundary for every front
+//! end, and the only room that knows both a VM and a repository.
+//!
+//! It prints nothing and reads no environment: a front end hands it an
+//! [`EngineConfig`] and hears of what goes on through an [`Observer`].
+
+mod details;
+mod disks;
+mod doctor;
+mod error;
+mod files;
+mod heal;
+mod home;
+mod intent;
+mod lease;
+mod memory;
+mod observer;
+mod powered_off;
+mod revert;
+mod sink;
+mod snapshots;
+mod take;
+mod verify;
+mod vms;
+mod watchdog;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tintype_repo::{InitParams, Repository};
+
+pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
+pub use doctor::{Finding, Health};
+pub use error::{Error, ErrorKind, Result};
+pub use home::Home;
+pub use observer::{Observer, Progress, Silence, Step};
+pub use revert::RevertReport;
+pub use take::TakeParams;
+pub use tintype_vm::{Cancel, Way};
+pub use verify::VerifySummary;
+pub use vms::{VmReport, VmState};
+
+/// What a front end decides.
+#[derive(Clone)]
+pub struct EngineConfig {
+    /// The folder of registered VMs.
+    pub home: PathBuf,
+    /// The repository; the default one in the home if there is none.
+    pub repository: Option<PathBuf>,
+    /// Variables of the environment for QEMUs that are started.
+    pub environment: Vec<(String, String)>,
+    /// The command that keeps watch, but for the name of the VM; empty for none.
+    pub watchdog: Vec<String>,
+    /// How long to wait for another command on the same VM.
+    pub patience: Duration,
+    /// The wish to stop.
+    pub cancel: Cancel,
+    /// Who hears what goes on.
+    pub observer: Arc<dyn Observer>,
+}
+
+/// The use cases over one home and one repository.
+pub struct Engine {
+    config: EngineConfig,
+    home: Home,
+}
+
+impl Engine {
+    /// Opens the home; the repository is opened when it is needed.
+    pub fn open(config: EngineConfig) -> Result<Self> {
+        let home = Home::open(&config.home)?;
+        Ok(Self { config, home })
+    }
+
+    /// Makes the repository, and returns where it is.
+    pub fn init(&self) -> Result<PathBuf> {
+        let place = self.repository_place();
+        Repository::init(&place, InitParams::default())
+            .map(|_| place.clone())
+            .map_err(Error::step(format!("cannot make a repository in {}", place.display())))
+    }
+
+    /// Opens the repository. The default one is made on first use.
+    pub(crate) fn repository(&self) -> Result<Repository> {
+        let place = self.repository_place();
+        let cannot = |error| {
+            Error::failed(format!("cannot open the repository {}", place.display()))
+                .because(error)
+                .hint("`tintype init` makes one; --repo or TINTYPE_REPO says where it is")
+        };
+        if self.config.repository.is_none() && !place.exists() {
+            return Repository::init(&place, InitParams::default()).map_err(cannot);
+        }
+        Repository::open(&place).map_err(cannot)
+    }
+
+    fn repository_place(&self) -> PathBuf {
+        self.config.repository.clone().unwrap_or_else(|| self.home.default_repository())
+    }
+}

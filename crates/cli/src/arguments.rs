@@ -1,0 +1,212 @@
+//! The arguments: a contract with scripts. Names are added, never changed.
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use tintype_types::{SnapshotName, VmName};
+
+/// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
+/// point in time, taken while the machine runs, put back in seconds.
+#[derive(Debug, Parser)]
+#[command(name = "tintype", version, max_term_width = 100)]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) globals: Globals,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Globals {
+    /// The repository: a folder. By default one in the home.
+    #[arg(long, global = true, env = "TINTYPE_REPO", value_name = "URL")]
+    pub(crate) repo: Option<PathBuf>,
+    /// The folder of registered VMs. By default `tintype` in the XDG data folder.
+    #[arg(long, global = true, env = "TINTYPE_HOME", value_name = "DIR")]
+    pub(crate) home: Option<PathBuf>,
+    /// Print one JSON object, or one a line for lists; progress events go to stderr.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to use colours.
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: Color,
+    /// Print nothing but results and errors.
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more; twice, much more.
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// How many seconds to wait for another command on the same VM.
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60)]
+    pub(crate) wait: u64,
+}
+
+/// When to use colours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make the repository. Other commands make the default one on first use.
+    Init,
+    /// Register, start and stop VMs.
+    #[command(subcommand)]
+    Vm(VmCommand),
+    /// Take a snapshot of a VM: its memory, settings and disks at one instant.
+    Take(TakeArguments),
+    /// List snapshots as a tree, newest first, with the place where the VM is now.
+    Log {
+        /// The VM; all without one.
+        vm: Option<VmName>,
+    },
+    /// Show everything known of one snapshot.
+    Show {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+    },
+    /// Put a VM back to a snapshot. What is overwritten is kept in a safety snapshot.
+    Revert {
+        /// The VM.
+        vm: VmName,
+        /// NAME, latest~2, VM@NAME, or the start of an id.
+        snapshot: String,
+        /// Load all memory before the guest runs, which is the only way yet.
+        #[arg(long)]
+        eager: bool,
+        /// Do not keep what is overwritten: it is lost.
+        #[arg(long)]
+        no_safety: bool,
+    },
+    /// Check that snapshots are there and good.
+    Verify {
+        /// The snapshots; all without any.
+        snapshots: Vec<String>,
+        /// Read, decode and hash every byte.
+        #[arg(long)]
+        read_data: bool,
+    },
+    /// Say what this machine and a VM can do, what blocks what, and what is done instead.
+    Doctor {
+        /// The VM.
+        vm: Option<VmName>,
+    },
+    /// Print a script that completes commands in a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Repair what a killed take leaves (started by takes themselves).
+    #[command(hide = true)]
+    Watchdog {
+        /// The VM.
+        vm: VmName,
+    },
+}
+
+/// What to do with a VM.
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// Start a QEMU command line as it stands, with one more monitor, and register it.
+    Run {
+        /// The VM's name.
+        name: VmName,
+        /// The command line, QEMU first.
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        qemu: Vec<String>,
+    },
+    /// Register a QEMU that runs already.
+    Add {
+        /// The VM's name.
+        name: VmName,
+        /// Its QMP socket, which nobody else uses.
+        #[arg(long, value_name = "SOCKET")]
+        qmp: PathBuf,
+    },
+    /// List the VMs.
+    List,
+    /// Show one VM. Repairs what a killed command has left.
+    Show {
+        /// The VM.
+        vm: VmName,
+    },
+    /// Start a VM that is stopped.
+    Start {
+        /// The VM.
+        vm: VmName,
+    },
+    /// Stop a VM by its power button.
+    Stop {
+        /// The VM.
+        vm: VmName,
+        /// At once, as a power cut would.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Forget a VM. Its QEMU runs on; its disks and snapshots stay.
+    Rm {
+        /// The VM.
+        vm: VmName,
+    },
+}
+
+/// What to take.
+#[derive(Debug, Args)]
+pub(crate) struct TakeArguments {
+    /// The VM.
+    pub(crate) vm: VmName,
+    /// The snapshot's name; s1, s2, … without one.
+    #[arg(long)]
+    pub(crate) name: Option<SnapshotName>,
+    /// What it is good for, in your words.
+    #[arg(short, long, default_value = "")]
+    pub(crate) message: String,
+    /// A tag; can be given several times.
+    #[arg(long = "tag", value_name = "K=V", value_parser = parse_tag)]
+    pub(crate) tags: Vec<(String, String)>,
+    /// Take the disks alone.
+    #[arg(long)]
+    pub(crate) no_memory: bool,
+    /// How to capture memory.
+    #[arg(long, default_value = "auto")]
+    pub(crate) mode: Mode,
+}
+
+/// How to capture memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Mode {
+    /// The best that QEMU and the guest allow.
+    Auto,
+    /// In passes, while the guest runs.
+    Iterating,
+    /// Write-protected, read while the guest runs.
+    CopyOnWrite,
+    /// All of it while the guest stands still.
+    Stop,
+}
+
+fn parse_tag(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("a tag is written KEY=VALUE".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

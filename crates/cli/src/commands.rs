@@ -1,0 +1,207 @@
+//! Each command: from arguments to the engine, from its answer to text.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use clap::CommandFactory;
+use serde_json::json;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use tintype_engine::{Cancel, Engine, EngineConfig, Error, Health, Result, TakeParams, Way};
+
+use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
+use crate::exit::Exit;
+use crate::output::Output;
+use crate::progress::{Fault, Show};
+use crate::text;
+
+/// The variables of the environment that a started QEMU gets besides our own.
+const QEMU_VARIABLES: [&str; 2] = ["QEMU_MODULE_DIR", "TMPDIR"];
+
+/// Runs one command.
+pub(crate) fn run(globals: &Globals, command: Command, output: &Output) -> Result<Exit> {
+    if let Command::Completions { shell } = command {
+        let mut command = Arguments::command();
+        clap_complete::generate(shell, &mut command, "tintype", &mut std::io::stdout());
+        return Ok(Exit::Done);
+    }
+    let show = Arc::new(Show::new(*output, fault()));
+    let engine = Engine::open(config(globals, Arc::clone(&show))?)?;
+    let done = dispatch(&engine, command, output);
+    show.finish();
+    done
+}
+
+fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> {
+    match command {
+        Command::Init => {
+            let place = engine.init()?;
+            output.result(&json!({"repository": place, "encryption": "none"}), || {
+                format!("made the repository {}; it is not encrypted yet", place.display())
+            });
+        }
+        Command::Vm(command) => vm(engine, command, output)?,
+        Command::Take(arguments) => take(engine, arguments, output)?,
+        Command::Log { vm } => {
+            let snapshots = engine.log(vm.as_ref())?;
+            if output.is_json() {
+                for snapshot in snapshots.iter().rev() {
+                    output.result(&snapshot.report(), String::new);
+                }
+            } else {
+                let vms = engine.vms_at_rest()?;
+                output.line(text::log(&snapshots, &vms, output).trim_end());
+            }
+        }
+        Command::Show { snapshot } => {
+            let snapshot = engine.show(&snapshot)?;
+            let value = json!({
+                "snapshot": snapshot.report(),
+                "details": snapshot.details,
+                "images": snapshot.record.images.iter().map(|i| &i.name).collect::<Vec<_>>(),
+            });
+            output.result(&value, || text::show(&snapshot));
+        }
+        Command::Revert { vm, snapshot, eager: _, no_safety } => {
+            let report = engine.revert(&vm, &snapshot, !no_safety)?;
+            output.result(&report, || text::revert(&report));
+        }
+        Command::Verify { snapshots, read_data } => {
+            let summary = engine.verify(&snapshots, read_data)?;
+            output.result(&summary, || text::verify(&summary));
+            if !summary.damaged.is_empty() {
+                return Ok(Exit::Damage);
+            }
+        }
+        Command::Doctor { vm } => {
+            let findings = engine.doctor(vm.as_ref())?;
+            output.result(&json!({"findings": findings}), || text::doctor(&findings, output));
+            if findings.iter().any(|finding| finding.health == Health::Missing) {
+                return Ok(Exit::Failed);
+            }
+        }
+        Command::Watchdog { vm } => engine.keep_watch(&vm, &mut std::io::stdin())?,
+        Command::Completions { .. } => unreachable!("handled before the engine is opened"),
+    }
+    Ok(Exit::Done)
+}
+
+fn vm(engine: &Engine, command: VmCommand, output: &Output) -> Result<()> {
+    match command {
+        VmCommand::Run { name, qemu } => {
+            let here = std::env::current_dir()
+                .map_err(|error| Error::failed("cannot tell the current folder").because(error))?;
+            let vm = engine.run_vm(&name, &qemu, &here)?;
+            output.result(&vm, || text::registered(&vm));
+        }
+        VmCommand::Add { name, qmp } => {
+            let vm = engine.add_vm(&name, &qmp)?;
+            output.result(&vm, || text::registered(&vm));
+        }
+        VmCommand::List => {
+            let vms = engine.vms()?;
+            if output.is_json() {
+                vms.iter().for_each(|vm| output.result(vm, String::new));
+            } else {
+                output.line(text::vms(&vms).trim_end());
+            }
+        }
+        VmCommand::Show { vm } => {
+            let vm = engine.vm(&vm)?;
+            output.result(&vm, || text::vm(&vm));
+        }
+        VmCommand::Start { vm } => {
+            let vm = engine.start_vm(&vm)?;
+            output.result(&vm, || format!("{} is {}", vm.name, vm.state));
+        }
+        VmCommand::Stop { vm, force } => {
+            let vm = engine.stop_vm(&vm, force)?;
+            output.result(&vm, || format!("{} is {}", vm.name, vm.state));
+        }
+        VmCommand::Rm { vm } => {
+            engine.remove_vm(&vm)?;
+            output.result(&json!({"removed": vm}), || {
+                format!("forgot {vm}; its disks and snapshots are where they were")
+            });
+        }
+    }
+    Ok(())
+}
+
+fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()> {
+    let params = TakeParams {
+        name: arguments.name,
+        message: arguments.message,
+        tags: arguments.tags,
+        without_memory: arguments.no_memory,
+        way: match arguments.mode {
+            Mode::Auto => None,
+            Mode::Iterating => Some(Way::Iterating),
+            Mode::CopyOnWrite => Some(Way::CopyOnWrite),
+            Mode::Stop => Some(Way::Stop),
+        },
+    };
+    let snapshot = engine.take(&arguments.vm, &params)?;
+    let report = snapshot.report();
+    output.result(&report, || text::taken(&report));
+    Ok(())
+}
+
+/// Reads everything that the engine wants to know of our surroundings.
+fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
+    let flag = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&flag))
+            .map_err(|error| Error::failed("cannot listen to signals").because(error))?;
+    }
+    let home = home(globals)?;
+    let repository = match &globals.repo {
+        Some(repo) if repo.to_string_lossy().contains("://") => {
+            return Err(Error::invalid(format!("{} is not a folder", repo.display()))
+                .because("repositories in S3 are not there yet")
+                .hint("give a folder to --repo"));
+        }
+        other => other.clone(),
+    };
+    let program = std::env::current_exe()
+        .map_err(|error| Error::failed("cannot find our own program").because(error))?;
+    let mut watchdog =
+        vec![program.display().to_string(), "--home".into(), home.display().to_string()];
+    if let Some(repository) = &repository {
+        watchdog.extend(["--repo".to_owned(), repository.display().to_string()]);
+    }
+    watchdog.push("watchdog".to_owned());
+    Ok(EngineConfig {
+        home,
+        repository,
+        environment: QEMU_VARIABLES
+            .iter()
+            .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
+            .collect(),
+        watchdog,
+        patience: Duration::from_secs(globals.wait),
+        cancel: Cancel::from_flag(flag),
+        observer: show,
+    })
+}
+
+fn home(globals: &Globals) -> Result<PathBuf> {
+    if let Some(home) = &globals.home {
+        return Ok(home.clone());
+    }
+    let absolute =
+        |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|p| p.is_absolute());
+    absolute("XDG_DATA_HOME")
+        .or_else(|| Some(absolute("HOME")?.join(".local/share")))
+        .map(|data| data.join("tintype"))
+        .ok_or_else(|| {
+            Error::invalid("there is no home folder")
+                .hint("--home or TINTYPE_HOME says where it is")
+        })
+}
+
+/// Reads what a fault test wants, from `TINTYPE_TEST_FAULT`.
+fn fault() -> Option<Fault> {
+    std::env::var("TINTYPE_TEST_FAULT").ok().map(|text| Fault::parse(&text))
+}

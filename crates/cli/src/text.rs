@@ -1,0 +1,254 @@
+//! What people read. Every function returns text; nothing is printed here.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use tintype_engine::{
+    Finding, Health, Purpose, RevertReport, Snapshot, SnapshotReport, VerifySummary, VmReport,
+};
+use tintype_types::{SnapshotId, VmName};
+
+use crate::output::Output;
+
+/// Describes a snapshot that was just taken.
+pub(crate) fn taken(report: &SnapshotReport) -> String {
+    format!(
+        "took {}@{} ({}): the guest stood still for {:.1} ms ({}), stored {} of {} read in {:.1} s",
+        report.vm,
+        report.name,
+        report.id.short(),
+        report.pause_ms,
+        report.mode,
+        report.stored_bytes,
+        report.read_bytes,
+        seconds(report.duration_ms),
+    )
+}
+
+/// Describes a revert.
+pub(crate) fn revert(report: &RevertReport) -> String {
+    let mut text = format!(
+        "{} is back at {} and {}, after {:.1} s",
+        report.vm,
+        report.name,
+        report.state,
+        report.running_ms / 1000.0,
+    );
+    if let Some(name) = &report.safety_name {
+        let _ = write!(text, "\nwhat it was before is kept as {}@{name}", report.vm);
+    }
+    text
+}
+
+/// Describes a VM that was just registered.
+pub(crate) fn registered(vm: &VmReport) -> String {
+    format!("registered {} ({}), process {}", vm.name, vm.state, vm.pid.unwrap_or_default())
+}
+
+/// Lists VMs.
+pub(crate) fn vms(vms: &[VmReport]) -> String {
+    if vms.is_empty() {
+        return "there are no VMs; `tintype vm run NAME -- qemu-system-x86_64 …` starts one"
+            .to_owned();
+    }
+    let mut text =
+        format!("{:<20} {:<10} {:>8}  {:>10}  MACHINE\n", "NAME", "STATE", "PID", "MEMORY");
+    for report in vms {
+        let pid = report.pid.map_or_else(|| "-".to_owned(), |pid| pid.to_string());
+        let inventory = &report.vm.inventory;
+        let _ = writeln!(
+            text,
+            "{:<20} {:<10} {pid:>8}  {:>10}  {}",
+            report.name.as_str(),
+            report.state,
+            inventory.memory.to_string(),
+            inventory.machine
+        );
+    }
+    text
+}
+
+/// Shows one VM.
+pub(crate) fn vm(report: &VmReport) -> String {
+    let vm = &report.vm;
+    let inventory = &vm.inventory;
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    row("name", report.name.to_string());
+    row("state", report.state.clone());
+    row("process", report.pid.map_or_else(|| "none".to_owned(), |pid| pid.to_string()));
+    row("monitor", vm.socket.display().to_string());
+    row("QEMU", format!("{} ({})", inventory.qemu_version, vm.command_line.program.display()));
+    row("machine", format!("{}, {}", inventory.machine, inventory.accelerator));
+    row("processors", format!("{} × {}", inventory.processors, inventory.processor));
+    row("memory", inventory.memory.to_string());
+    for disk in &inventory.disks {
+        let file =
+            disk.file.as_ref().map_or("(not a file)".into(), |file| file.display().to_string());
+        let mode = if disk.read_only { ", read-only" } else { "" };
+        row("disk", format!("{}: {} {}{mode}, {file}", disk.name, disk.size, disk.format));
+    }
+    for card in &inventory.network_cards {
+        row("network", format!("{}: {}", card.name, card.mac));
+    }
+    row("now at", vm.current.map_or_else(|| "no snapshot yet".to_owned(), |id| id.short()));
+    text
+}
+
+/// Draws the snapshots of each VM as a tree, newest first; `@` is where the VM is now.
+pub(crate) fn log(
+    snapshots: &[Snapshot],
+    vms: &BTreeMap<VmName, Option<SnapshotId>>,
+    output: &Output,
+) -> String {
+    if snapshots.is_empty() {
+        return "there are no snapshots; `tintype take VM` takes one".to_owned();
+    }
+    let mut by_vm: BTreeMap<&VmName, Vec<&Snapshot>> = BTreeMap::new();
+    for snapshot in snapshots {
+        by_vm.entry(&snapshot.record.vm_name).or_default().push(snapshot);
+    }
+    let mut text = String::new();
+    for (vm, snapshots) in by_vm {
+        let now = vms.get(vm).copied().flatten();
+        tree(&mut text, vm, &snapshots, now, output);
+    }
+    text
+}
+
+/// Draws one VM's tree: a column for each branch that is open at a line.
+fn tree(
+    text: &mut String,
+    vm: &VmName,
+    snapshots: &[&Snapshot],
+    now: Option<SnapshotId>,
+    output: &Output,
+) {
+    // Each column waits for the snapshot that its branch came from.
+    let mut columns: Vec<Option<SnapshotId>> = Vec::new();
+    for snapshot in snapshots.iter().rev() {
+        let record = &snapshot.record;
+        let waits = |column: &Option<SnapshotId>| *column == Some(record.id);
+        let own = columns.iter().position(waits).unwrap_or_else(|| {
+            columns.push(None);
+            columns.len() - 1
+        });
+        let joined: Vec<usize> =
+            (own + 1..columns.len()).filter(|&at| waits(&columns[at])).collect();
+        if !joined.is_empty() {
+            let line: Vec<&str> = (0..columns.len())
+                .map(|at| {
+                    if at == own {
+                        "├"
+                    } else if joined.contains(&at) {
+                        "╯"
+                    } else {
+                        "│"
+                    }
+                })
+                .collect();
+            let _ = writeln!(text, "{}", line.join("─"));
+            for &at in joined.iter().rev() {
+                columns.remove(at);
+            }
+        }
+        let mark =
+            if now == Some(record.id) { output.painted("@", "32;1") } else { "○".to_owned() };
+        let line: Vec<&str> =
+            (0..columns.len()).map(|at| if at == own { mark.as_str() } else { "│" }).collect();
+        let _ = writeln!(text, "{}  {}", line.join(" "), summary(vm, snapshot, output));
+        let known = record.parent.filter(|id| snapshots.iter().any(|other| other.record.id == *id));
+        columns[own] = known;
+        if !snapshot.details.message.is_empty() {
+            let bars = vec!["│"; columns.len()].join(" ");
+            let _ = writeln!(text, "{bars}  {}", snapshot.details.message);
+        }
+        if known.is_none() {
+            columns.remove(own);
+        }
+    }
+}
+
+fn summary(vm: &VmName, snapshot: &Snapshot, output: &Output) -> String {
+    let report = snapshot.report();
+    let name = output.painted(format!("{vm}@{}", report.name), "33;1");
+    let kind = match (report.purpose, snapshot.details.memory.is_empty()) {
+        (Purpose::Safety, _) => "safety",
+        (_, true) => "disks",
+        (_, false) => "memory and disks",
+    };
+    format!(
+        "{name} {} {}  {kind}, pause {:.1} ms, +{}",
+        report.id.short(),
+        report.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
+        report.pause_ms,
+        report.stored_bytes,
+    )
+}
+
+/// Shows one snapshot.
+pub(crate) fn show(snapshot: &Snapshot) -> String {
+    let report = snapshot.report();
+    let details = &snapshot.details;
+    let mut text = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = writeln!(text, "{name:<12} {value}");
+    };
+    row("snapshot", format!("{}@{}", report.vm, report.name));
+    row("id", report.id.to_string());
+    row("created", report.created.to_string());
+    row("parent", report.parent.map_or_else(|| "none".to_owned(), |id| id.short()));
+    row("message", report.message.clone());
+    row("mode", format!("{}, {}-consistent", report.mode, report.consistency));
+    row("pause", format!("{:.2} ms", report.pause_ms));
+    row("duration", format!("{:.1} s", seconds(report.duration_ms)));
+    row("memory", report.memory_bytes.to_string());
+    for saved in &details.disks {
+        row("disk", format!("{}: {} {}", saved.disk.name, saved.disk.size, saved.disk.format));
+    }
+    for file in &details.files {
+        row("file", file.path.display().to_string());
+    }
+    row("stored", format!("{} for {} read", report.stored_bytes, report.read_bytes));
+    row("QEMU", format!("{} on {}", details.inventory.qemu_version, details.inventory.machine));
+    let words = &details.command_line;
+    row("started as", format!("{} {}", words.program.display(), words.arguments.join(" ")));
+    text
+}
+
+/// Describes a verification.
+pub(crate) fn verify(summary: &VerifySummary) -> String {
+    let mut text = format!(
+        "checked {} snapshots, {} frames, {} read: ",
+        summary.checked_snapshots, summary.checked_chunks, summary.read_bytes
+    );
+    if summary.damaged.is_empty() {
+        text.push_str("all good");
+        return text;
+    }
+    let _ = writeln!(text, "{} damaged", summary.damaged.len());
+    for damage in &summary.damaged {
+        let _ = writeln!(text, "  {damage}");
+    }
+    text
+}
+
+/// Lists what the doctor found.
+pub(crate) fn doctor(findings: &[Finding], output: &Output) -> String {
+    let mut text = String::new();
+    for finding in findings {
+        let mark = match finding.health {
+            Health::Good => output.painted("ok      ", "32"),
+            Health::Fallback => output.painted("fallback", "33"),
+            Health::Missing => output.painted("missing ", "31"),
+        };
+        let _ = writeln!(text, "{mark}  {}: {}", finding.subject, finding.meaning);
+    }
+    text
+}
+
+fn seconds(ms: u64) -> f64 {
+    std::time::Duration::from_millis(ms).as_secs_f64()
+}

@@ -1,0 +1,44 @@
+//! Runs the real `tintype` in a home of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// A home and a repository that go away with the test's folder.
+pub(crate) struct Tintype {
+    home: PathBuf,
+}
+
+impl Tintype {
+    /// Makes a home within a folder, so that what is started there ends with it.
+    pub(crate) fn within(folder: &Path) -> Self {
+        Self { home: folder.join("home") }
+    }
+
+    /// Returns the command with its home, for a test to add to.
+    pub(crate) fn command(&self) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tintype"));
+        command.env("TINTYPE_HOME", &self.home).env_remove("TINTYPE_REPO");
+        command
+    }
+
+    /// Runs a command and returns what it said.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        self.command().args(arguments).output().unwrap()
+    }
+
+    /// Runs a command that has to succeed, and returns its JSON.
+    pub(crate) fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[&["--json"], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "tintype {arguments:?}: {error}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines: Vec<Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        match <[Value; 1]>::try_from(lines) {
+            Ok([one]) => one,
+            Err(several) => Value::Array(several),
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! The command against real QEMU and real guests.
+
+mod command;
+mod revert;

@@ -1,0 +1,240 @@
+//! The disk images of a VM that does not run: read into a snapshot, or written
+//! back from one. QEMU's own block layer opens them, format given, never probed.
+
+use std::path::Path;
+
+use tintype_image::{Content, Format, HostConfig, ImageHost, ImageSpec, PullParams};
+use tintype_repo::{ImageReader, ImageRoot, Repository};
+use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
+use tintype_vm::{Disk, DiskSink, SinkError};
+
+use crate::details::{SavedDisk, Snapshot};
+use crate::error::{Error, Result};
+use crate::observer::{Observer, Progress, Step};
+
+/// How much is compared or copied at once.
+const PIECE: u64 = 1 << 20;
+
+/// Writes in flight.
+const WINDOW: usize = 8;
+
+/// Opens disk images with the QEMU of the VM.
+pub(crate) struct DiskHost<'h> {
+    pub(crate) program: &'h Path,
+    pub(crate) folder: &'h Path,
+}
+
+impl DiskHost<'_> {
+    fn open(&self, disks: &[&Disk], writable: bool) -> Result<ImageHost> {
+        let specs = disks
+            .iter()
+            .map(|disk| {
+                let format: Format = disk
+                    .format
+                    .parse()
+                    .map_err(Error::step(format!("cannot open the disk `{}`", disk.name)))?;
+                let path = disk.file.as_deref().ok_or_else(|| {
+                    Error::refused(format!(
+                        "the disk `{}` is not a file of this machine",
+                        disk.name
+                    ))
+                })?;
+                Ok(if writable {
+                    ImageSpec::writable(path, format)
+                } else {
+                    ImageSpec::read_only(path, format)
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        ImageHost::open(&HostConfig::new(self.program, self.folder), &specs)
+            .map_err(Error::step("cannot open the disk images"))
+    }
+
+    /// Reads whole disks.
+    pub(crate) fn read(&self, disks: &[&Disk], sinks: Vec<Box<dyn DiskSink>>) -> Result<()> {
+        let host = self.open(disks, false)?;
+        for ((image, mut sink), disk) in host.images().iter().zip(sinks).zip(disks) {
+            let whole = Extent { offset: 0, len: image.size().get() };
+            let take = |extent: Extent, content: Content<'_>| match content {
+                Content::Zero => sink.write_zeroes(extent),
+                Content::Data(bytes) => sink.write(extent.offset, bytes),
+            };
+            image
+                .pull([whole], &PullParams::default(), take)
+                .and_then(|()| sink.finish())
+                .map_err(Error::step(format!("cannot read the disk `{}`", disk.name)))?;
+        }
+        host.close().map_err(Error::step("cannot close the disk images"))
+    }
+
+    /// Makes disks what they were in a snapshot. Where they are known to be those
+    /// of `base`, only the blocks that differ are read and written; otherwise all
+    /// are compared. Returns how many bytes were written; they are durable.
+    pub(crate) fn write_back(
+        &self,
+        repository: &Repository,
+        target: &Snapshot,
+        base: Option<&Snapshot>,
+        observer: &dyn Observer,
+    ) -> Result<u64> {
+        let saved: Vec<&SavedDisk> = target.details.disks.iter().collect();
+        if saved.is_empty() {
+            return Ok(0);
+        }
+        let disks: Vec<&Disk> = saved.iter().map(|saved| &saved.disk).collect();
+        let mut host = self.open(&disks, true)?;
+        let mut written = 0;
+        for (number, saved) in saved.iter().enumerate() {
+            let root = target.promised_image(&saved.image)?;
+            let resized = host.image(number).size() != root.size();
+            if resized {
+                host.resize(number, root.size()).map_err(Error::step(format!(
+                    "cannot resize the disk `{}`",
+                    saved.disk.name
+                )))?;
+            }
+            let known = base.filter(|_| !resized).and_then(|base| same_disk(base, saved));
+            let work = DiskWork { repository, root, name: &saved.disk.name, observer };
+            written += match known {
+                Some(known) => work.write_difference(&host, number, known)?,
+                None => work.write_all_that_differs(&host, number)?,
+            };
+        }
+        observer.step(Step::RevertBlocks);
+        host.close().map_err(Error::step("cannot close the disk images"))?;
+        Ok(written)
+    }
+}
+
+/// Returns the image in `base` of the disk that is in the same file.
+fn same_disk<'b>(base: &'b Snapshot, saved: &SavedDisk) -> Option<&'b ImageRoot> {
+    let same = |other: &&SavedDisk| other.disk.file == saved.disk.file;
+    base.image(&base.details.disks.iter().find(same)?.image)
+}
+
+/// One disk that is being written back.
+struct DiskWork<'w> {
+    repository: &'w Repository,
+    root: &'w ImageRoot,
+    name: &'w str,
+    observer: &'w dyn Observer,
+}
+
+impl DiskWork<'_> {
+    fn write_difference(&self, host: &ImageHost, number: usize, known: &ImageRoot) -> Result<u64> {
+        let reader = self.reader()?;
+        let extents = self
+            .repository
+            .diff(known, self.root)
+            .map_err(Error::step("cannot compare two snapshots"))?;
+        let total = ByteCount(extents.iter().map(|extent| extent.len).sum());
+        let mut done = 0;
+        let mut unreadable = None;
+        let pushed = host.image(number).push(WINDOW, |writes| {
+            for piece in extents.into_iter().flat_map(|extent| extent.pieces(PIECE)) {
+                let bytes = match read(&reader, piece) {
+                    Ok(bytes) => bytes,
+                    Err(error) => {
+                        unreadable = Some(error);
+                        return Ok(());
+                    }
+                };
+                for (extent, bytes) in runs(piece, &bytes) {
+                    match bytes {
+                        Some(bytes) => writes.write_at(extent.offset, bytes)?,
+                        None => writes.write_zeroes(extent)?,
+                    }
+                }
+                done += piece.len;
+                self.tell(done, total);
+            }
+            Ok(())
+        });
+        let written = pushed.map_err(SinkError::from).and_then(|()| unreadable.map_or(Ok(()), Err));
+        written.map_err(Error::step(format!("cannot write the disk `{}`", self.name)))?;
+        Ok(total.get())
+    }
+
+    fn write_all_that_differs(&self, host: &ImageHost, number: usize) -> Result<u64> {
+        let cannot = |error: SinkError| {
+            Error::failed(format!("cannot write the disk `{}`", self.name)).because(error)
+        };
+        let reader = self.reader()?;
+        let image = host.image(number);
+        let size = self.root.size();
+        let mut written = 0;
+        for piece in (Extent { offset: 0, len: size.get() }).pieces(PIECE) {
+            let compare = || -> Result<u64, SinkError> {
+                let wanted = read(&reader, piece)?;
+                let mut there = vec![0; wanted.len()];
+                image.read_at(piece.offset, &mut there)?;
+                let mut written = 0;
+                for (at, block) in wanted.chunks(BLOCK_SIZE).enumerate() {
+                    let from = at * BLOCK_SIZE;
+                    if block != &there[from..from + block.len()] {
+                        image.write_at(piece.offset + from as u64, block)?;
+                        written += block.len() as u64;
+                    }
+                }
+                Ok(written)
+            };
+            written += compare().map_err(cannot)?;
+            self.tell(piece.end(), size);
+        }
+        Ok(written)
+    }
+
+    fn reader(&self) -> Result<ImageReader> {
+        self.repository
+            .open_image(self.root)
+            .map_err(Error::step(format!("cannot open the disk `{}` of the snapshot", self.name)))
+    }
+
+    fn tell(&self, done: u64, total: ByteCount) {
+        let done = ByteCount(done);
+        self.observer.progress(Progress { activity: "writing disks", done, total: Some(total) });
+    }
+}
+
+fn read(reader: &ImageReader, extent: Extent) -> Result<Vec<u8>, SinkError> {
+    let mut bytes = vec![0; usize::try_from(extent.len)?];
+    reader.read_at(extent.offset, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Splits bytes into runs of blocks with data and runs of zero blocks.
+fn runs(whole: Extent, bytes: &[u8]) -> Vec<(Extent, Option<&[u8]>)> {
+    let mut runs: Vec<(Extent, Option<&[u8]>)> = Vec::new();
+    let mut from = 0;
+    while from < bytes.len() {
+        let zero = |block: &[u8]| block.iter().all(|&byte| byte == 0);
+        let kind = zero(&bytes[from..bytes.len().min(from + BLOCK_SIZE)]);
+        let len: usize = bytes[from..]
+            .chunks(BLOCK_SIZE)
+            .take_while(|block| zero(block) == kind)
+            .map(<[u8]>::len)
+            .sum();
+        let extent = Extent { offset: whole.offset + from as u64, len: len as u64 };
+        runs.push((extent, (!kind).then(|| &bytes[from..from + len])));
+        from += len;
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_part_data_from_zeros() {
+        let mut bytes = vec![0; 4 * BLOCK_SIZE + 100];
+        bytes[BLOCK_SIZE] = 1;
+        bytes[3 * BLOCK_SIZE - 1] = 1;
+        let whole = Extent { offset: 8192, len: bytes.len() as u64 };
+        let found: Vec<_> = runs(whole, &bytes)
+            .into_iter()
+            .map(|(extent, bytes)| (extent.offset, extent.len, bytes.is_some()))
+            .collect();
+        assert_eq!(found, [(8192, 4096, false), (12288, 8192, true), (20480, 8292, false)]);
+    }
+}

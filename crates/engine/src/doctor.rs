@@ -1,0 +1,193 @@
+//! Says what this machine and a VM can do, why not, and what is done instead.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use serde::Serialize;
+use tintype_types::VmName;
+
+use crate::Engine;
+use crate::error::{Error, Result};
+
+/// How one thing stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Health {
+    /// It works.
+    Good,
+    /// It does not, and something else is done instead.
+    Fallback,
+    /// It does not, and nothing replaces it.
+    Missing,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What was looked at.
+    pub subject: String,
+    /// How it stands.
+    pub health: Health,
+    /// What was found, and what is done instead.
+    pub meaning: String,
+}
+
+impl Finding {
+    fn new(subject: &str, health: Health, meaning: impl Into<String>) -> Self {
+        Self { subject: subject.to_owned(), health, meaning: meaning.into() }
+    }
+}
+
+impl Engine {
+    /// Looks at this machine, and at a VM if one is named.
+    pub fn doctor(&self, vm: Option<&VmName>) -> Result<Vec<Finding>> {
+        let mut findings = vec![kvm(), userfaultfd(), qemu(), self.repository_health()];
+        if let Some(vm) = vm {
+            findings.extend(self.vm_findings(vm)?);
+        }
+        Ok(findings)
+    }
+
+    fn repository_health(&self) -> Finding {
+        match self.repository() {
+            Ok(repository) => Finding::new(
+                "repository",
+                Health::Good,
+                format!("{} opens", repository.path().display()),
+            ),
+            Err(error) => Finding::new("repository", Health::Missing, error.to_string()),
+        }
+    }
+
+    fn vm_findings(&self, name: &VmName) -> Result<Vec<Finding>> {
+        let vm = self.lease(name, "doctor")?;
+        let mut findings = Vec::new();
+        let line = &vm.state.command_line;
+        findings.push(match tintype_vm::arguments::inherited_descriptor(&line.arguments) {
+            None => Finding::new("restart", Health::Good, "its command line can be started again"),
+            Some(word) => Finding::new(
+                "restart",
+                Health::Missing,
+                format!("it was started with `{word}`, which only its parent had open: it can be taken, and not be reverted"),
+            ),
+        });
+        if !vm.is_alive() {
+            findings.push(Finding::new(
+                "guest",
+                Health::Fallback,
+                "it does not run: its disks are read from their images",
+            ));
+            return Ok(findings);
+        }
+        let mut guest = vm.connect()?;
+        let cannot = |error| Error::failed(format!("cannot look at `{name}`")).because(error);
+        let abilities = guest.abilities().map_err(cannot)?;
+        let version = guest.inventory().map_err(cannot)?.qemu_version;
+        findings.push(Finding::new("QEMU of the VM", Health::Good, version));
+        findings.push(memory_finding(&guest.memory_blockers().map_err(cannot)?));
+        findings.push(match guest.refuse_unfit() {
+            Ok(()) => Finding::new("state", Health::Good, "a snapshot can be taken now"),
+            Err(error) => Finding::new("state", Health::Missing, error.to_string()),
+        });
+        findings.push(match abilities.iterating {
+            true => Finding::new(
+                "iterating capture",
+                Health::Good,
+                "memory is saved in passes while the guest runs; the pause is a few milliseconds",
+            ),
+            false => Finding::new(
+                "iterating capture",
+                Health::Fallback,
+                "this QEMU cannot; memory is saved by copy-on-write instead",
+            ),
+        });
+        findings.push(match &abilities.copy_on_write {
+            Ok(()) => Finding::new("copy-on-write capture", Health::Good, "used for guests that write memory faster than it is read"),
+            Err(reason) => Finding::new("copy-on-write capture", Health::Fallback, format!("{reason}; a guest that writes memory faster than it is read stands still for the rest")),
+        });
+        findings.push(match abilities.require_disk_snapshots() {
+            Ok(()) => Finding::new("disks", Health::Good, "kept at the instant while the guest writes on; a failure of ours never fails a write of the guest"),
+            Err(error) => Finding::new("disks", Health::Missing, error.to_string()),
+        });
+        for disk in
+            vm.state.inventory.disks.iter().filter(|disk| disk.file.is_none() && !disk.read_only)
+        {
+            findings.push(Finding::new(
+                "disk",
+                Health::Fallback,
+                format!(
+                    "`{}` is not a file of this machine: it can be taken, and not be reverted",
+                    disk.name
+                ),
+            ));
+        }
+        Ok(findings)
+    }
+}
+
+fn memory_finding(blockers: &[String]) -> Finding {
+    if blockers.is_empty() {
+        return Finding::new(
+            "memory",
+            Health::Good,
+            "no device stands in the way of a memory snapshot",
+        );
+    }
+    Finding::new(
+        "memory",
+        Health::Fallback,
+        format!("{}; take the disks alone with --no-memory", blockers.join("; ")),
+    )
+}
+
+fn kvm() -> Finding {
+    let device = Path::new("/dev/kvm");
+    let opens = fs::OpenOptions::new().read(true).write(true).open(device);
+    match opens {
+        Ok(_) => Finding::new(
+            "KVM",
+            Health::Good,
+            "/dev/kvm opens; whether a guest comes up under it, only a guest can tell",
+        ),
+        Err(error) => Finding::new(
+            "KVM",
+            Health::Fallback,
+            format!("{error}: guests are emulated, which is slower and otherwise the same"),
+        ),
+    }
+}
+
+fn userfaultfd() -> Finding {
+    let setting = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
+    let unprivileged = setting.is_ok_and(|value| value.trim() == "1");
+    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
+    match unprivileged || device || rustix::process::geteuid().is_root() {
+        true => Finding::new(
+            "userfaultfd",
+            Health::Good,
+            "copy-on-write capture and lazy restore are possible",
+        ),
+        false => Finding::new(
+            "userfaultfd",
+            Health::Fallback,
+            "not for this user: captures iterate, and guests that are too busy stand still; `sysctl vm.unprivileged_userfaultfd=1` or rights on /dev/userfaultfd change that",
+        ),
+    }
+}
+
+fn qemu() -> Finding {
+    let output = Command::new("qemu-system-x86_64").arg("--version").output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout).into_owned();
+            let first = text.lines().next().unwrap_or_default().to_owned();
+            Finding::new("QEMU", Health::Good, first)
+        }
+        _ => Finding::new(
+            "QEMU",
+            Health::Missing,
+            "qemu-system-x86_64 is not there: install the package qemu-system-x86",
+        ),
+    }
+}

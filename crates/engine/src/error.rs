@@ -1,0 +1,140 @@
+//! Errors as people meet them: what failed, why, what state things are in, and
+//! what to type next.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::path::Path;
+
+use tintype_types::VmName;
+
+/// A result whose error is this room's.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The stable kinds of [`Error`]; front ends choose their exit code by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ErrorKind {
+    /// The request cannot be done as it was put: a name that nobody has.
+    Invalid,
+    /// The request failed.
+    Failed,
+    /// The request was refused to protect data.
+    Refused,
+    /// The caller asked to stop.
+    Interrupted,
+    /// tintype is at fault.
+    Bug,
+}
+
+/// An error of this room. `Display` says what failed; the chain of sources, why.
+#[derive(Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    what: String,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+    state: Option<String>,
+    hint: Option<String>,
+}
+
+impl Error {
+    /// Makes an error of what failed.
+    pub fn new(kind: ErrorKind, what: impl Into<String>) -> Self {
+        Self { kind, what: what.into(), source: None, state: None, hint: None }
+    }
+
+    /// Makes an error of a request that cannot be done as it was put.
+    pub fn invalid(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Invalid, what)
+    }
+
+    /// Makes an error of a request that failed.
+    pub fn failed(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Failed, what)
+    }
+
+    /// Makes an error of a request that was refused to protect data.
+    pub fn refused(what: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused, what)
+    }
+
+    /// Adds why.
+    #[must_use]
+    pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        let source = source.into();
+        if let Some(vm) = source.downcast_ref::<tintype_vm::Error>()
+            && vm.kind() == tintype_vm::ErrorKind::Cancelled
+        {
+            self.kind = ErrorKind::Interrupted;
+        }
+        self.source = Some(source);
+        self
+    }
+
+    /// Adds the state that things are in now.
+    #[must_use]
+    pub fn state(mut self, state: impl Into<String>) -> Self {
+        self.state = Some(state.into());
+        self
+    }
+
+    /// Adds what to type next.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Returns the stable kind of the error.
+    pub fn kind(&self) -> ErrorKind {
+        self.kind
+    }
+
+    /// Returns the state that things are in now, as a sentence.
+    pub fn state_now(&self) -> Option<&str> {
+        self.state.as_deref()
+    }
+
+    /// Returns what to type next, as a sentence.
+    pub fn next_step(&self) -> Option<&str> {
+        self.hint.as_deref()
+    }
+
+    /// Adapts an I/O error at a path: `.map_err(Error::io("write", path))`.
+    pub(crate) fn io(verb: &str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let what = format!("cannot {verb} {}", path.display());
+        move |source| Self::failed(what).because(source)
+    }
+
+    /// Adapts any error of a step that changed nothing.
+    pub(crate) fn step<E>(what: impl Into<String>) -> impl FnOnce(E) -> Self
+    where
+        E: Into<Box<dyn StdError + Send + Sync>>,
+    {
+        let what = what.into();
+        move |source| Self::failed(what).because(source)
+    }
+
+    pub(crate) fn no_such_vm(name: &VmName) -> Self {
+        Self::invalid(format!("there is no VM `{name}`")).state("nothing was changed").hint(
+            "`tintype vm list` shows the VMs; `tintype vm run` and `tintype vm add` register one",
+        )
+    }
+}
+
+impl From<tintype_vm::Error> for Error {
+    /// For what QEMU does as one step of something larger.
+    fn from(error: tintype_vm::Error) -> Self {
+        Self::failed("QEMU did not do its part").because(error)
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.what)
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}

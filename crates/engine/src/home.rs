@@ -1,0 +1,165 @@
+//! The folder of one user's tintype: registered VMs and what is under way.
+//!
+//! ```text
+//! HOME/
+//!   vms/NAME/vm.json       what is known of the VM
+//!            lease         locked by the command that works on the VM
+//!            intent.json   what that command is about to do
+//!            qemu.log      what QEMU said
+//!            files/        small files of snapshots that the VM was reverted to
+//!   run/NAME.qmp           monitor sockets of VMs that tintype started
+//!   repository/            the default repository
+//! ```
+//!
+//! Folders are 0700 and files 0600: this is about guest memory.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tintype_types::VmName;
+
+use crate::error::{Error, Result};
+
+/// The longest path of a unix socket, without its final NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
+
+/// The folder of one user's tintype.
+#[derive(Debug, Clone)]
+pub struct Home {
+    path: PathBuf,
+}
+
+impl Home {
+    /// Opens the folder, and makes it if it is not there.
+    pub fn open(path: &Path) -> Result<Self> {
+        let home = Self { path: path.to_owned() };
+        make_folder(&home.path.join("vms"))?;
+        make_folder(&home.path.join("run"))?;
+        let path = fs::canonicalize(path).map_err(Error::io("open", path))?;
+        Ok(Self { path })
+    }
+
+    /// Returns the place of the default repository.
+    pub fn default_repository(&self) -> PathBuf {
+        self.path.join("repository")
+    }
+
+    /// Returns the names of the registered VMs, sorted.
+    pub(crate) fn vm_names(&self) -> Result<Vec<VmName>> {
+        let folder = self.path.join("vms");
+        let mut names = Vec::new();
+        for entry in fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
+            let entry = entry.map_err(Error::io("list", &folder))?;
+            let name = entry.file_name().to_str().and_then(|name| VmName::new(name).ok());
+            if let Some(name) = name.filter(|name| self.vm_file(name).exists()) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
+    pub(crate) fn vm_folder(&self, vm: &VmName) -> PathBuf {
+        self.path.join("vms").join(vm.as_str())
+    }
+
+    pub(crate) fn vm_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("vm.json")
+    }
+
+    pub(crate) fn intent_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("intent.json")
+    }
+
+    pub(crate) fn lease_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("lease")
+    }
+
+    pub(crate) fn log_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("qemu.log")
+    }
+
+    pub(crate) fn files_folder(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("files")
+    }
+
+    /// Returns the monitor socket for a VM that tintype starts.
+    pub(crate) fn monitor_socket(&self, vm: &VmName) -> Result<PathBuf> {
+        let socket = self.path.join("run").join(format!("{vm}.qmp"));
+        let length = socket.as_os_str().len();
+        if length > MAX_SOCKET_PATH {
+            return Err(Error::invalid(format!(
+                "the path of the monitor socket has {length} bytes, and at most {MAX_SOCKET_PATH} are possible"
+            ))
+            .hint("choose a shorter --home or a shorter name"));
+        }
+        Ok(socket)
+    }
+
+    /// Makes a private folder that goes away with the returned value.
+    pub(crate) fn short_lived_folder(&self) -> Result<tempfile::TempDir> {
+        let run = self.path.join("run");
+        tempfile::Builder::new()
+            .prefix("t")
+            .rand_bytes(6)
+            .tempdir_in(&run)
+            .map_err(Error::io("make a folder in", &run))
+    }
+}
+
+/// Makes a folder that only its owner may enter.
+pub(crate) fn make_folder(path: &Path) -> Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Error::io("make", path))
+}
+
+/// Writes a file so that it survives power loss, or is not changed at all.
+pub(crate) fn write_durably(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("new");
+    let write = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let mut file =
+            options.write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        sync_folder_of(path)
+    };
+    write().map_err(Error::io("write", path))
+}
+
+/// Removes a file so that it stays removed after power loss.
+pub(crate) fn remove_durably(path: &Path) -> Result<()> {
+    match fs::remove_file(path).and_then(|()| sync_folder_of(path)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Reads a JSON file; `None` if it is not there.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    match fs::read(path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(Error::step(format!(
+            "{} is damaged, or of another version of tintype",
+            path.display()
+        ))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(Error::io("read", path)(error)),
+    }
+}
+
+/// Writes a JSON file durably.
+pub(crate) fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let bytes = serde_json::to_vec_pretty(value).expect("our own values are plain data");
+    write_durably(path, &bytes)
+}
+
+fn sync_folder_of(path: &Path) -> io::Result<()> {
+    let folder = path.parent().ok_or_else(|| io::Error::other("a file without a folder"))?;
+    File::open(folder)?.sync_all()
+}

@@ -1,0 +1,42 @@
+//! What a command is about to do to a VM, on disk before it does it, so that the
+//! next command can finish it or take it back.
+
+use serde::{Deserialize, Serialize};
+use tintype_types::{SnapshotId, VmName};
+use tintype_vm::Footprint;
+
+use crate::Engine;
+use crate::error::Result;
+use crate::home::{read_json, remove_durably, write_json};
+
+/// What a command is about to do.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub(crate) enum Intent {
+    /// A take changes QEMU, and only for its own time: take it back.
+    Take {
+        /// What it changes.
+        footprint: Footprint,
+    },
+    /// A revert overwrites the VM: finish it.
+    Revert {
+        /// The snapshot that the VM is to become.
+        target: SnapshotId,
+        /// The snapshot of what is overwritten.
+        safety: Option<SnapshotId>,
+    },
+}
+
+impl Engine {
+    pub(crate) fn intend(&self, vm: &VmName, intent: &Intent) -> Result<()> {
+        write_json(&self.home.intent_file(vm), intent)
+    }
+
+    pub(crate) fn intent(&self, vm: &VmName) -> Result<Option<Intent>> {
+        read_json(&self.home.intent_file(vm))
+    }
+
+    pub(crate) fn forget_intent(&self, vm: &VmName) -> Result<()> {
+        remove_durably(&self.home.intent_file(vm))
+    }
+}

@@ -1,0 +1,111 @@
+//! How the engine tells its front end what is going on. It prints nothing itself.
+
+use tintype_types::ByteCount;
+
+/// The steps of a take and of a revert, in order. A test can hold or kill the
+/// process at each; a front end can show them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
+pub enum Step {
+    TakeLease,
+    TakeIntent,
+    TakePreflight,
+    TakeInstant,
+    TakeResumed,
+    TakeDisksRead,
+    TakeMemoryRead,
+    TakeStored,
+    TakeCommitted,
+    TakeForgotten,
+    RevertLease,
+    RevertVerified,
+    RevertSafety,
+    RevertIntent,
+    RevertStopped,
+    RevertBlocks,
+    RevertFlushed,
+    RevertStarted,
+    RevertLoaded,
+    RevertLineage,
+    RevertRunning,
+    RevertForgotten,
+}
+
+impl Step {
+    /// All steps, in order.
+    pub const ALL: [Self; 22] = [
+        Self::TakeLease,
+        Self::TakeIntent,
+        Self::TakePreflight,
+        Self::TakeInstant,
+        Self::TakeResumed,
+        Self::TakeDisksRead,
+        Self::TakeMemoryRead,
+        Self::TakeStored,
+        Self::TakeCommitted,
+        Self::TakeForgotten,
+        Self::RevertLease,
+        Self::RevertVerified,
+        Self::RevertSafety,
+        Self::RevertIntent,
+        Self::RevertStopped,
+        Self::RevertBlocks,
+        Self::RevertFlushed,
+        Self::RevertStarted,
+        Self::RevertLoaded,
+        Self::RevertLineage,
+        Self::RevertRunning,
+        Self::RevertForgotten,
+    ];
+
+    /// Returns its name: `take-instant`.
+    pub fn name(self) -> String {
+        let mut name = String::new();
+        for letter in format!("{self:?}").chars() {
+            if letter.is_ascii_uppercase() && !name.is_empty() {
+                name.push('-');
+            }
+            name.push(letter.to_ascii_lowercase());
+        }
+        name
+    }
+}
+
+/// How far long work is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Progress {
+    /// What is being done: `verifying`.
+    pub activity: &'static str,
+    /// How much is done.
+    pub done: ByteCount,
+    /// How much there is, if that is known.
+    pub total: Option<ByteCount>,
+}
+
+/// Hears what is going on. Called from any thread; must return at once.
+pub trait Observer: Send + Sync {
+    /// A step has been reached.
+    fn step(&self, _step: Step) {}
+
+    /// Something that the user should know, as a sentence.
+    fn notice(&self, _sentence: &str) {}
+
+    /// Long work has come further.
+    fn progress(&self, _progress: Progress) {}
+}
+
+/// Hears nothing.
+#[derive(Debug, Default)]
+pub struct Silence;
+
+impl Observer for Silence {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_have_readable_names() {
+        assert_eq!(Step::TakeDisksRead.name(), "take-disks-read");
+    }
+}

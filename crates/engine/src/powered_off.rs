@@ -1,0 +1,82 @@
+//! Takes a snapshot of a VM whose QEMU does not run: its disks, read from the
+//! images, and its settings as it was last started.
+
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tintype_repo::{Repository, SessionParams, SnapshotDraft};
+use tintype_types::SnapshotName;
+use tintype_vm::CaptureSink;
+
+use crate::Engine;
+use crate::details::{Details, Purpose, Snapshot};
+use crate::disks::DiskHost;
+use crate::error::{Error, Result};
+use crate::files;
+use crate::observer::Step;
+use crate::sink::{Collected, SessionSink};
+use crate::take::TakeParams;
+use crate::vms::LeasedVm;
+
+impl Engine {
+    pub(crate) fn take_powered_off(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        name: SnapshotName,
+        params: &TakeParams,
+        began: Instant,
+    ) -> Result<Snapshot> {
+        let parent = self.parent(repository, vm)?;
+        let session = repository
+            .begin(SessionParams::default())
+            .map_err(Error::step("cannot write to the repository"))?;
+        let sink = SessionSink::new(&session, parent.as_ref(), self.config.observer.as_ref());
+        let disks: Vec<_> = vm.state.inventory.writable_disks().collect();
+        let folder = self.home.short_lived_folder()?;
+        let host = DiskHost { program: &vm.state.command_line.program, folder: folder.path() };
+        let sinks = disks
+            .iter()
+            .map(|disk| sink.disk(disk))
+            .collect::<Result<Vec<_>, _>>()
+            .map_err(Error::step("cannot write to the repository"))?;
+        let created = Timestamp::now();
+        host.read(&disks, sinks)
+            .map_err(|error| error.state("no snapshot was taken; nothing was changed"))?;
+        let line = &vm.state.command_line;
+        let files = files::save(&sink, line, &vm.state.inventory)
+            .map_err(Error::step("cannot keep the files that the settings name"))?;
+        let Collected { images, memory, disks } = sink.into_collected();
+        let details = Details {
+            purpose: Purpose::Asked,
+            message: params.message.clone(),
+            tags: params.tags.clone(),
+            way: None,
+            pause_us: 0,
+            duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            was_running: false,
+            memory,
+            disks,
+            command_line: line.clone(),
+            inventory: vm.state.inventory.clone(),
+            files,
+        };
+        let draft = SnapshotDraft {
+            vm: vm.state.id,
+            vm_name: vm.name.clone(),
+            name,
+            parent: vm.state.current,
+            created,
+            images,
+            blobs: Vec::new(),
+            details: serde_json::to_value(details).expect("our own values are plain data"),
+        };
+        self.config.observer.step(Step::TakeStored);
+        let record = session
+            .commit(draft)
+            .map_err(Error::step("the repository did not keep the snapshot"))?;
+        self.config.observer.step(Step::TakeCommitted);
+        self.place(vm, &record)?;
+        Snapshot::read(record)
+    }
+}

@@ -1,0 +1,316 @@
+//! Puts a VM back to a snapshot: disks, memory and settings.
+//!
+//! ```text
+//! lease ─ verify the target ─ safety snapshot ─ intent ─┐
+//!    ┌──────────────────────────────────────────────────┘
+//!    └ end the old QEMU ─ write the blocks that differ ─ start QEMU ─ load ─ run
+//! ```
+//!
+//! Nothing is touched before the target is known to be whole. From the intent
+//! on the revert is finished, by this command or the next: every step can be
+//! done twice.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+use tintype_repo::{Repository, VerifyLevel};
+use tintype_types::{SnapshotId, VmName};
+use tintype_vm::{Afterwards, Guest};
+
+use crate::Engine;
+use crate::details::{DEVICE_STATE, Purpose, Snapshot, micros_as_ms};
+use crate::disks::DiskHost;
+use crate::error::{Error, Result};
+use crate::files::command_line_with_files;
+use crate::intent::Intent;
+use crate::memory;
+use crate::observer::Step;
+use crate::take::{TakeParams, Wish, next_name};
+use crate::verify::VerifyProgress;
+use crate::vms::LeasedVm;
+
+/// How a revert went.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RevertReport {
+    /// The VM.
+    pub vm: VmName,
+    /// The snapshot that it is now.
+    pub snapshot: SnapshotId,
+    /// The name of that snapshot.
+    pub name: tintype_types::SnapshotName,
+    /// The snapshot of what was overwritten.
+    pub safety_snapshot: Option<SnapshotId>,
+    /// Its name.
+    pub safety_name: Option<tintype_types::SnapshotName>,
+    /// From the start of the command to the guest running.
+    pub running_ms: f64,
+    /// What QEMU says the guest does.
+    pub state: String,
+    /// Bytes that were written to the disks.
+    pub written_bytes: u64,
+}
+
+/// How long a process that was told to end may take.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
+impl Engine {
+    /// Puts a VM back to a snapshot.
+    pub fn revert(&self, vm: &VmName, snapshot: &str, safety: bool) -> Result<RevertReport> {
+        let began = Instant::now();
+        let mut vm = self.lease(vm, "revert")?;
+        self.config.observer.step(Step::RevertLease);
+        let repository = self.repository()?;
+        let target = self.find_snapshot(&repository, snapshot, Some(&vm.name))?;
+        self.refuse_misfit(&repository, &vm, &target)?;
+        self.config.observer.step(Step::RevertVerified);
+        let safety = if safety { self.safety_snapshot(&repository, &mut vm)? } else { None };
+        self.config.observer.step(Step::RevertSafety);
+        let intent = Intent::Revert {
+            target: target.record.id,
+            safety: safety.as_ref().map(|safety| safety.record.id),
+        };
+        self.intend(&vm.name, &intent)?;
+        self.config.observer.step(Step::RevertIntent);
+        let became = self.become_snapshot(&repository, &mut vm, &target, safety.as_ref());
+        let became =
+            became.map_err(|error| self.go_back(&repository, &mut vm, safety.as_ref(), error))?;
+        let running_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.forget_intent(&vm.name)?;
+        self.config.observer.step(Step::RevertForgotten);
+        Ok(RevertReport {
+            vm: vm.name.clone(),
+            snapshot: target.record.id,
+            name: target.record.name,
+            safety_snapshot: safety.as_ref().map(|safety| safety.record.id),
+            safety_name: safety.map(|safety| safety.record.name),
+            running_ms: micros_as_ms(running_us),
+            state: became.state,
+            written_bytes: became.written_bytes,
+        })
+    }
+
+    /// Makes the VM what a snapshot is. Where the disks are known to be those of
+    /// `base`, only the difference is written.
+    pub(crate) fn become_snapshot(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        target: &Snapshot,
+        base: Option<&Snapshot>,
+    ) -> Result<Became> {
+        let observer = &self.config.observer;
+        end_qemu(vm)?;
+        observer.step(Step::RevertStopped);
+        let folder = self.home.short_lived_folder()?;
+        let program = &target.details.command_line.program;
+        let host = DiskHost { program, folder: folder.path() };
+        let written_bytes = host.write_back(repository, target, base, observer.as_ref())?;
+        observer.step(Step::RevertFlushed);
+        let files = self.home.files_folder(&vm.name);
+        vm.state.command_line = command_line_with_files(repository, target, &files)?;
+        let state = self.run_snapshot(repository, vm, target)?;
+        observer.step(Step::RevertRunning);
+        Ok(Became { state, written_bytes })
+    }
+
+    /// Starts QEMU and lets the guest go on from the snapshot's instant. Disks
+    /// without memory are started as after a power cut.
+    fn run_snapshot(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        target: &Snapshot,
+    ) -> Result<String> {
+        let observer = &self.config.observer;
+        let has_memory = !target.details.memory.is_empty();
+        if !has_memory && target.details.way.is_none() {
+            // It was powered off, and is so again.
+            self.place(vm, &target.record)?;
+            return Ok("stopped".to_owned());
+        }
+        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &[] };
+        let mut guest = self.launch(vm, extra)?;
+        observer.step(Step::RevertStarted);
+        if has_memory {
+            let loaded = self.load_memory(repository, &mut guest, target);
+            if let Err(error) = loaded {
+                // A QEMU that is half loaded is of no use to anybody.
+                let _ = guest.quit();
+                return Err(error);
+            }
+        }
+        observer.step(Step::RevertLoaded);
+        vm.state.process = guest.process();
+        vm.state.inventory = target.details.inventory.clone();
+        self.place(vm, &target.record)?;
+        observer.step(Step::RevertLineage);
+        let cannot = |error| Error::failed("the guest cannot be started").because(error);
+        if has_memory && target.details.was_running {
+            guest.start_running().map_err(cannot)?;
+        }
+        guest.run_state().map_err(cannot)
+    }
+
+    fn load_memory(
+        &self,
+        repository: &Repository,
+        guest: &mut Guest,
+        target: &Snapshot,
+    ) -> Result<()> {
+        let state = target.record.blobs.iter().find(|(name, _)| name == DEVICE_STATE);
+        let (_, state) =
+            state.ok_or_else(|| Error::failed("the snapshot has memory and no device state"))?;
+        let state =
+            repository.read_blob(state).map_err(Error::step("cannot read the device state"))?;
+        memory::load(repository, guest, target, &state, &self.config.cancel)
+    }
+
+    /// Refuses a snapshot that is not whole, or that cannot run here.
+    fn refuse_misfit(
+        &self,
+        repository: &Repository,
+        vm: &LeasedVm,
+        target: &Snapshot,
+    ) -> Result<()> {
+        let refused = |why: String| {
+            Error::refused(format!("cannot revert `{}` to `{}`", vm.name, target.record.name))
+                .because(why)
+                .state("nothing was changed")
+        };
+        if target.record.vm != vm.state.id {
+            return Err(refused(format!(
+                "it is a snapshot of `{}`, another VM",
+                target.record.vm_name
+            )));
+        }
+        let line = &target.details.command_line;
+        if let Some(word) = tintype_vm::arguments::inherited_descriptor(&line.arguments) {
+            return Err(refused(format!(
+                "QEMU was started with `{word}`, a file that only its parent had open"
+            )));
+        }
+        if !line.program.exists() {
+            return Err(refused(format!(
+                "the QEMU of the snapshot, {}, is not there",
+                line.program.display()
+            ))
+            .hint(format!("the snapshot needs QEMU {}", target.details.inventory.qemu_version)));
+        }
+        for saved in &target.details.disks {
+            let name = &saved.disk.name;
+            match &saved.disk.file {
+                None => {
+                    return Err(refused(format!(
+                        "the disk `{name}` is not a file of this machine"
+                    )));
+                }
+                Some(path) if !Path::new(path).exists() => {
+                    return Err(refused(format!(
+                        "the file of the disk `{name}`, {}, is not there",
+                        path.display()
+                    )));
+                }
+                Some(_) => {}
+            }
+        }
+        let progress = VerifyProgress::new(self.config.observer.as_ref());
+        let report = repository
+            .verify(&[target.record.id], VerifyLevel::ReadData, &progress)
+            .map_err(Error::step("cannot verify the snapshot"))?;
+        match report.damaged.first() {
+            None => Ok(()),
+            Some(damage) => Err(refused(damage.to_string())
+                .hint("run `tintype verify` to list every damaged snapshot")),
+        }
+    }
+
+    /// Takes a snapshot of what is about to be overwritten. A guest that runs
+    /// stands still afterwards: nothing of it may be newer than the snapshot.
+    fn safety_snapshot(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+    ) -> Result<Option<Snapshot>> {
+        let taken: Vec<_> = self
+            .snapshots_of(repository, vm.state.id)?
+            .into_iter()
+            .map(|snapshot| snapshot.record.name)
+            .collect();
+        let params = TakeParams {
+            message: "taken before a revert, which overwrote this state".to_owned(),
+            ..TakeParams::default()
+        };
+        let name = next_name("safety", &taken);
+        let began = Instant::now();
+        let cannot = |error: Error| {
+            Error::failed("cannot take a safety snapshot of what the revert overwrites")
+                .because(error)
+                .state("nothing was changed")
+                .hint("--no-safety reverts without one: what is there now is lost then")
+        };
+        if !vm.is_alive() {
+            let taken = self.take_powered_off(repository, vm, name, &params, began);
+            return taken.map(Some).map_err(cannot);
+        }
+        let mut guest = vm.connect()?;
+        let wish = Wish {
+            params: &params,
+            name,
+            purpose: Purpose::Safety,
+            afterwards: Afterwards::StandStill,
+            began,
+        };
+        self.take_running(repository, vm, &mut guest, wish).map(Some).map_err(cannot)
+    }
+
+    /// Puts back what a failed revert has overwritten, as far as it is known.
+    fn go_back(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        safety: Option<&Snapshot>,
+        error: Error,
+    ) -> Error {
+        let Some(safety) = safety else {
+            return error
+                .state("the VM is partly overwritten and stopped; there is no safety snapshot")
+                .hint(format!("`tintype vm show {}` tries again to finish the revert", vm.name));
+        };
+        let back = self.become_snapshot(repository, vm, safety, None);
+        match back.and_then(|_| self.forget_intent(&vm.name)) {
+            Ok(()) => error.state(format!(
+                "the VM is as it was before: it was put back to `{}`",
+                safety.record.name
+            )),
+            Err(again) => error
+                .state(format!("the VM is stopped, and could not be put back either: {again}"))
+                .hint(format!("`tintype vm show {}` tries again", vm.name)),
+        }
+    }
+}
+
+/// What a VM has become.
+pub(crate) struct Became {
+    state: String,
+    written_bytes: u64,
+}
+
+/// Ends the QEMU of a VM, whatever state it is in.
+fn end_qemu(vm: &LeasedVm) -> Result<()> {
+    if !vm.is_alive() {
+        return Ok(());
+    }
+    let cannot = |error| Error::failed("the old QEMU does not end").because(error);
+    match vm.connect() {
+        Ok(guest) => guest.quit().map_err(cannot),
+        // It does not answer any more.
+        Err(error) => match vm.process() {
+            Some(process) => {
+                process.kill();
+                if process.wait_end(END_LIMIT) { Ok(()) } else { Err(error) }
+            }
+            None => Ok(()),
+        },
+    }
+}

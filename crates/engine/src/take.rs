@@ -1,0 +1,304 @@
+//! Takes a snapshot: memory, settings and disks of one instant into the
+//! repository.
+//!
+//! ```text
+//! lease ─ preflight ─ intent ─ capture (the instant is in here) ─ stored
+//!                                        ─ committed ─ intent forgotten
+//! ```
+
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use jiff::Timestamp;
+use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
+use tintype_types::{SnapshotName, VmName};
+use tintype_vm::{Afterwards, CaptureParams, CaptureReport, Footprint, Guest, Way, capture};
+
+use crate::Engine;
+use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
+use crate::error::{Error, Result};
+use crate::files;
+use crate::intent::Intent;
+use crate::observer::Step;
+use crate::sink::{Collected, SessionSink};
+use crate::vms::LeasedVm;
+use crate::watchdog::Watchdog;
+
+/// What to take.
+#[derive(Debug, Clone, Default)]
+pub struct TakeParams {
+    /// The snapshot's name; one is made if there is none.
+    pub name: Option<SnapshotName>,
+    /// What its maker writes about it.
+    pub message: String,
+    /// Its tags.
+    pub tags: Vec<(String, String)>,
+    /// Whether memory is left out.
+    pub without_memory: bool,
+    /// The way of capture, or `None` to choose the best.
+    pub way: Option<Way>,
+}
+
+impl Engine {
+    /// Takes a snapshot of a VM. When this returns, it is durable and was read back.
+    pub fn take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
+        let began = Instant::now();
+        let mut vm = self.lease(vm, "take")?;
+        self.config.observer.step(Step::TakeLease);
+        let repository = self.repository()?;
+        let name = self.snapshot_name(&repository, &vm, params.name.as_ref())?;
+        if !vm.is_alive() {
+            return self.take_powered_off(&repository, &mut vm, name, params, began);
+        }
+        let mut guest = vm.connect()?;
+        let wish =
+            Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
+        self.take_running(&repository, &mut vm, &mut guest, wish)
+    }
+
+    /// Takes a snapshot of a VM whose QEMU runs.
+    pub(crate) fn take_running(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        guest: &mut Guest,
+        wish: Wish<'_>,
+    ) -> Result<Snapshot> {
+        let cannot = |error| {
+            Error::failed(format!("cannot take a snapshot of `{}`", vm.name)).because(error)
+        };
+        let parent = self.parent(repository, vm)?;
+        let memory = !wish.params.without_memory;
+        let plan = self
+            .preflight(guest, memory)
+            .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
+        self.config.observer.step(Step::TakePreflight);
+        let session = repository
+            .begin(SessionParams::default())
+            .map_err(Error::step("cannot write to the repository"))?;
+        let footprint = guest.footprint(&plan.disks).map_err(cannot)?;
+        self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })?;
+        let watchdog = self.watch(&vm.name);
+        self.config.observer.step(Step::TakeIntent);
+        let sink = SessionSink::new(&session, parent.as_ref(), self.config.observer.as_ref());
+        let folder = self.home.short_lived_folder()?;
+        let arrived = AtomicU64::new(0);
+        let capture_params = CaptureParams {
+            disks: &plan.disks,
+            memory,
+            way: wish.params.way,
+            abilities: &plan.abilities,
+            afterwards: wish.afterwards,
+            folder: folder.path(),
+            arrived: &arrived,
+        };
+        let created = Timestamp::now();
+        let captured = capture(guest, &capture_params, &footprint, &sink, &self.config.cancel);
+        let draft = captured
+            .map_err(cannot)
+            .and_then(|captured| self.draft(vm, guest, sink, captured, &session, &wish, created));
+        self.config.observer.step(Step::TakeStored);
+        let stored = draft.and_then(|draft| {
+            session.commit(draft).map_err(Error::step("the repository did not keep the snapshot"))
+        });
+        let record = match stored {
+            Ok(record) => record,
+            Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
+        };
+        self.config.observer.step(Step::TakeCommitted);
+        self.place(vm, &record)?;
+        self.forget_intent(&vm.name)?;
+        watchdog.dismiss();
+        self.config.observer.step(Step::TakeForgotten);
+        Snapshot::read(record)
+    }
+
+    /// Takes back what a failed take has changed. What cannot be taken back now,
+    /// the watchdog or the next command does: the intent stays.
+    fn take_back(
+        &self,
+        vm: &LeasedVm,
+        guest: &mut Guest,
+        footprint: &Footprint,
+        watchdog: Watchdog,
+        error: Error,
+    ) -> Error {
+        match guest
+            .erase(footprint)
+            .map_err(|e| e.to_string())
+            .and_then(|()| self.forget_intent(&vm.name).map_err(|e| e.to_string()))
+        {
+            Ok(()) => {
+                watchdog.dismiss();
+                error.state("no snapshot was taken; the guest runs as before")
+            }
+            Err(_) if !vm.is_alive() => {
+                error.state("no snapshot was taken; the QEMU of this VM has ended")
+            }
+            Err(left) => error
+                .state(format!("no snapshot was taken; QEMU is not as it was yet: {left}"))
+                .hint(format!("`tintype vm show {}` repairs it", vm.name)),
+        }
+    }
+
+    /// Finds out whether a capture can work, before anything is touched.
+    fn preflight(&self, guest: &mut Guest, memory: bool) -> Result<Plan> {
+        let why = |error| Error::failed("this VM cannot be captured now").because(error);
+        guest.refuse_unfit().map_err(why)?;
+        let abilities = guest.abilities().map_err(why)?;
+        if memory {
+            let blockers = guest.memory_blockers().map_err(why)?;
+            if !blockers.is_empty() {
+                return Err(Error::refused("QEMU cannot save the memory of this VM")
+                    .because(blockers.join("; "))
+                    .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
+            }
+        }
+        let inventory = guest.inventory().map_err(why)?;
+        Ok(Plan { disks: inventory.writable_disks().cloned().collect(), abilities })
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "each is a different thing, and this is the one place where they meet"
+    )]
+    fn draft(
+        &self,
+        vm: &LeasedVm,
+        guest: &mut Guest,
+        sink: SessionSink<'_>,
+        captured: CaptureReport,
+        session: &Session,
+        wish: &Wish<'_>,
+        created: Timestamp,
+    ) -> Result<SnapshotDraft> {
+        let inventory = guest.inventory().map_err(Error::step("cannot look at the VM"))?;
+        let line = &vm.state.command_line;
+        let files = files::save(&sink, line, &inventory)
+            .map_err(Error::step("cannot keep the files that the settings name"))?;
+        let Collected { images, memory, disks } = sink.into_collected();
+        let mut blobs = Vec::new();
+        if let Some(state) = captured.device_state {
+            let blob = session.blob(state.as_bytes());
+            blobs.push((
+                DEVICE_STATE.to_owned(),
+                blob.map_err(Error::step("cannot keep the device state"))?,
+            ));
+        }
+        let details = Details {
+            purpose: wish.purpose,
+            message: wish.params.message.clone(),
+            tags: wish.params.tags.clone(),
+            way: Some(captured.way),
+            pause_us: u64::try_from(captured.pause.as_micros()).unwrap_or(u64::MAX),
+            duration_ms: u64::try_from(wish.began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            was_running: captured.was_running,
+            memory,
+            disks,
+            command_line: line.clone(),
+            inventory,
+            files,
+        };
+        Ok(SnapshotDraft {
+            vm: vm.state.id,
+            vm_name: vm.name.clone(),
+            name: wish.name.clone(),
+            parent: vm.state.current,
+            created,
+            images,
+            blobs,
+            details: serde_json::to_value(details).expect("our own values are plain data"),
+        })
+    }
+
+    /// Notes that the VM's state is now that of a snapshot.
+    pub(crate) fn place(&self, vm: &mut LeasedVm, record: &SnapshotRecord) -> Result<()> {
+        vm.state.current = Some(record.id);
+        self.save(vm)
+    }
+
+    /// Returns the snapshot that the VM's state came from, if it is still there.
+    pub(crate) fn parent(
+        &self,
+        repository: &Repository,
+        vm: &LeasedVm,
+    ) -> Result<Option<Snapshot>> {
+        match vm.state.current.map(|id| repository.snapshot(id)) {
+            Some(Ok(record)) => Snapshot::read(record).map(Some),
+            // Gone, or of another repository: then nothing is compared.
+            Some(Err(error)) => {
+                tracing::info!(%error, "the parent snapshot is not there");
+                Ok(None)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Checks a wished name, or makes one: `s1`, `s2`, …
+    pub(crate) fn snapshot_name(
+        &self,
+        repository: &Repository,
+        vm: &LeasedVm,
+        wished: Option<&SnapshotName>,
+    ) -> Result<SnapshotName> {
+        let taken: Vec<SnapshotName> = self
+            .snapshots_of(repository, vm.state.id)?
+            .into_iter()
+            .map(|snapshot| snapshot.record.name)
+            .collect();
+        match wished {
+            Some(name) if taken.contains(name) => {
+                Err(Error::invalid(format!("`{}` has a snapshot `{name}` already", vm.name))
+                    .state("nothing was changed")
+                    .hint(format!(
+                        "choose another name; `tintype log {}` shows those that are there",
+                        vm.name
+                    )))
+            }
+            Some(name) => Ok(name.clone()),
+            None => Ok(next_name("s", &taken)),
+        }
+    }
+}
+
+/// Returns the first of `s1`, `s2`, … that is free after the highest taken.
+pub(crate) fn next_name(start: &str, taken: &[SnapshotName]) -> SnapshotName {
+    let highest = taken
+        .iter()
+        .filter_map(|name| name.as_str().strip_prefix(start)?.parse::<u64>().ok())
+        .max()
+        .unwrap_or(0);
+    SnapshotName::new(&format!("{start}{}", highest.saturating_add(1)))
+        .expect("letters and digits are a name")
+}
+
+/// What a take is to become.
+pub(crate) struct Wish<'p> {
+    pub(crate) params: &'p TakeParams,
+    pub(crate) name: SnapshotName,
+    pub(crate) purpose: Purpose,
+    pub(crate) afterwards: Afterwards,
+    pub(crate) began: Instant,
+}
+
+/// What a capture will touch.
+struct Plan {
+    disks: Vec<tintype_vm::Disk>,
+    abilities: tintype_vm::Abilities,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_made_in_order() {
+        let check = |taken: &[&str], expected: &str| {
+            let taken: Vec<_> = taken.iter().map(|name| SnapshotName::new(name).unwrap()).collect();
+            assert_eq!(next_name("s", &taken).as_str(), expected);
+        };
+        check(&[], "s1");
+        check(&["s1", "before-upgrade", "s9", "sx"], "s10");
+        check(&["s1", "s3"], "s4");
+    }
+}

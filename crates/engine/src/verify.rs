@@ -1,0 +1,62 @@
+//! Checks that snapshots are there and good.
+
+use serde::Serialize;
+use tintype_repo::VerifyLevel;
+use tintype_types::ByteCount;
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::observer::{Observer, Progress};
+
+/// What a verification found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct VerifySummary {
+    /// Snapshots that were checked.
+    pub checked_snapshots: u64,
+    /// Frames of data that were checked.
+    pub checked_chunks: u64,
+    /// Bytes that were read.
+    pub read_bytes: ByteCount,
+    /// Everything that is wrong, a line each.
+    pub damaged: Vec<String>,
+}
+
+/// Tells the front end how far a verification is.
+pub(crate) struct VerifyProgress<'o> {
+    observer: &'o dyn Observer,
+}
+
+impl<'o> VerifyProgress<'o> {
+    pub(crate) fn new(observer: &'o dyn Observer) -> Self {
+        Self { observer }
+    }
+}
+
+impl tintype_repo::Progress for VerifyProgress<'_> {
+    fn advance(&self, done: ByteCount, total: ByteCount) {
+        self.observer.progress(Progress { activity: "verifying", done, total: Some(total) });
+    }
+}
+
+impl Engine {
+    /// Checks some snapshots, or all if none are named: that everything is there,
+    /// and with `read_data` that every byte is right.
+    pub fn verify(&self, names: &[String], read_data: bool) -> Result<VerifySummary> {
+        let repository = self.repository()?;
+        let ids = names
+            .iter()
+            .map(|name| Ok(self.find_snapshot(&repository, name, None)?.record.id))
+            .collect::<Result<Vec<_>>>()?;
+        let level = if read_data { VerifyLevel::ReadData } else { VerifyLevel::Quick };
+        let progress = VerifyProgress::new(self.config.observer.as_ref());
+        let report = repository
+            .verify(&ids, level, &progress)
+            .map_err(Error::step("cannot verify the repository"))?;
+        Ok(VerifySummary {
+            checked_snapshots: report.snapshots,
+            checked_chunks: report.frames,
+            read_bytes: report.read_bytes,
+            damaged: report.damaged.iter().map(ToString::to_string).collect(),
+        })
+    }
+}

@@ -1,0 +1,307 @@
+//! The registered VMs: run, add, list, show, start, stop, rm.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tintype_types::{SnapshotId, VmId, VmName};
+use tintype_vm::{
+    CommandLine, Guest, Inventory, LaunchParams, Process, ProcessId, arguments, launch,
+};
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::home::{make_folder, read_json, write_json};
+use crate::lease::Lease;
+
+/// What is kept of a registered VM.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VmState {
+    /// Its id, for ever.
+    pub id: VmId,
+    /// Its monitor socket.
+    pub socket: PathBuf,
+    /// How it was last started.
+    pub command_line: CommandLine,
+    /// Its disks when it was last seen running.
+    pub inventory: Inventory,
+    /// The process that was last seen.
+    pub process: ProcessId,
+    /// The snapshot that its state comes from: where the VM is now.
+    pub current: Option<SnapshotId>,
+}
+
+/// A VM as a front end shows it.
+#[derive(Debug, Clone, Serialize)]
+pub struct VmReport {
+    /// Its name.
+    pub name: VmName,
+    /// What QEMU says the guest does: `running`, `paused`; `stopped` without a
+    /// QEMU, `in use` if another command works on it.
+    pub state: String,
+    /// The QEMU process, while it runs.
+    pub pid: Option<i32>,
+    /// What is kept of it.
+    #[serde(flatten)]
+    pub vm: VmState,
+}
+
+/// A VM under lease: nobody else works on it.
+pub(crate) struct LeasedVm {
+    pub(crate) name: VmName,
+    pub(crate) state: VmState,
+    _lease: Lease,
+}
+
+/// How long a guest may take to shut itself down before `--force` is suggested.
+const POWER_DOWN_LIMIT: Duration = Duration::from_secs(60);
+
+impl Engine {
+    /// Starts a QEMU command line as it stands, with a monitor of our own, and
+    /// registers it. The first word is the program.
+    pub fn run_vm(&self, name: &VmName, words: &[String], directory: &Path) -> Result<VmReport> {
+        let Some((program, given)) = words.split_first() else {
+            return Err(Error::invalid("there is no QEMU command line")
+                .hint("type it after `--`: tintype vm run NAME -- qemu-system-x86_64 …"));
+        };
+        let lease = self.new_vm(name, "vm run")?;
+        let socket = self.home.monitor_socket(name)?;
+        let monitor = ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())];
+        let command_line = CommandLine {
+            program: find_program(program, directory)?,
+            arguments: [arguments::without_start_options(given), monitor.to_vec()].concat(),
+            directory: directory.to_owned(),
+            environment: self.config.environment.clone(),
+        };
+        let params = LaunchParams {
+            command_line: &command_line,
+            extra: &[],
+            socket: &socket,
+            log: &self.home.log_file(name),
+        };
+        let guest = launch(&params).map_err(|error| {
+            Error::failed(format!("cannot start `{name}`"))
+                .because(error)
+                .state("nothing was registered")
+        })?;
+        self.register(name, guest, lease)
+    }
+
+    /// Registers a QEMU that runs already.
+    pub fn add_vm(&self, name: &VmName, socket: &Path) -> Result<VmReport> {
+        let lease = self.new_vm(name, "vm add")?;
+        let socket = fs::canonicalize(socket).map_err(Error::io("find", socket))?;
+        for other in self.home.vm_names()? {
+            if self.vm_state(&other)?.socket == socket {
+                return Err(Error::invalid(format!(
+                    "the QEMU behind {} is registered as `{other}`",
+                    socket.display()
+                )));
+            }
+        }
+        let guest = Guest::connect(&socket).map_err(|error| {
+            Error::failed(format!("cannot add `{name}`"))
+                .because(error)
+                .state("nothing was registered")
+                .hint("start QEMU with -qmp unix:PATH,server=on,wait=off and give that PATH")
+        })?;
+        self.register(name, guest, lease)
+    }
+
+    /// Lists the registered VMs.
+    pub fn vms(&self) -> Result<Vec<VmReport>> {
+        self.home.vm_names()?.iter().map(|name| self.vm(name)).collect()
+    }
+
+    /// Returns where each registered VM is now, without asking any QEMU.
+    pub fn vms_at_rest(&self) -> Result<BTreeMap<VmName, Option<SnapshotId>>> {
+        let place = |name: VmName| Ok((name.clone(), self.vm_state(&name)?.current));
+        self.home.vm_names()?.into_iter().map(place).collect()
+    }
+
+    /// Shows one VM. If a command on it was killed, this repairs what it left.
+    pub fn vm(&self, name: &VmName) -> Result<VmReport> {
+        let vm = self.vm_state(name)?;
+        let lease = Lease::try_take(&self.home.lease_file(name), "vm show")?;
+        let Some(lease) = lease else {
+            let pid = vm.process.is_alive().then_some(vm.process.pid);
+            return Ok(VmReport { name: name.clone(), state: "in use".to_owned(), pid, vm });
+        };
+        let mut leased = LeasedVm { name: name.clone(), state: vm, _lease: lease };
+        self.heal(&mut leased)?;
+        self.report(&leased)
+    }
+
+    /// Starts a VM that is stopped, from its disks as they are.
+    pub fn start_vm(&self, name: &VmName) -> Result<VmReport> {
+        let mut vm = self.lease(name, "vm start")?;
+        if vm.is_alive() {
+            return Err(
+                Error::invalid(format!("`{name}` runs already")).state("nothing was changed")
+            );
+        }
+        let guest = self.launch(&vm, &[])?;
+        self.saw(&mut vm, guest)?;
+        self.report(&vm)
+    }
+
+    /// Stops a VM: by its power button, or at once with `force`.
+    pub fn stop_vm(&self, name: &VmName, force: bool) -> Result<VmReport> {
+        let vm = self.lease(name, "vm stop")?;
+        if !vm.is_alive() {
+            return self.report(&vm);
+        }
+        let guest = vm.connect()?;
+        let stopped =
+            if force { guest.quit().map(|()| true) } else { guest.power_down(POWER_DOWN_LIMIT) };
+        match stopped {
+            Ok(true) => self.report(&vm),
+            Ok(false) => Err(Error::failed(format!("`{name}` does not shut down"))
+                .state("its power button was pressed; it still runs")
+                .hint(format!("`tintype vm stop {name} --force` ends it as a power cut would"))),
+            Err(error) => Err(Error::failed(format!("cannot stop `{name}`")).because(error)),
+        }
+    }
+
+    /// Forgets a VM. Its QEMU runs on, its disks and snapshots stay.
+    pub fn remove_vm(&self, name: &VmName) -> Result<()> {
+        let vm = self.lease(name, "vm rm")?;
+        let folder = self.home.vm_folder(&vm.name);
+        fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
+    }
+
+    /// Takes the lease of a VM and repairs what a killed command left.
+    pub(crate) fn lease(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
+        self.vm_state(name)?;
+        let lease = self.take_lease(name, purpose)?;
+        let mut vm = LeasedVm { name: name.clone(), state: self.vm_state(name)?, _lease: lease };
+        self.heal(&mut vm)?;
+        Ok(vm)
+    }
+
+    pub(crate) fn take_lease(&self, name: &VmName, purpose: &str) -> Result<Lease> {
+        Lease::take(
+            &self.home.lease_file(name),
+            name,
+            &format!("tintype {purpose}"),
+            self.config.patience,
+            self.config.observer.as_ref(),
+            &self.config.cancel,
+        )
+    }
+
+    pub(crate) fn vm_state(&self, name: &VmName) -> Result<VmState> {
+        read_json(&self.home.vm_file(name))?.ok_or_else(|| Error::no_such_vm(name))
+    }
+
+    pub(crate) fn save(&self, vm: &LeasedVm) -> Result<()> {
+        write_json(&self.home.vm_file(&vm.name), &vm.state)
+    }
+
+    /// Starts the QEMU of a VM as it was last started.
+    pub(crate) fn launch(&self, vm: &LeasedVm, extra: &[&str]) -> Result<Guest> {
+        let params = LaunchParams {
+            command_line: &vm.state.command_line,
+            extra,
+            socket: &vm.state.socket,
+            log: &self.home.log_file(&vm.name),
+        };
+        launch(&params).map_err(Error::step(format!("cannot start the QEMU of `{}`", vm.name)))
+    }
+
+    /// Notes what a running QEMU is like now.
+    pub(crate) fn saw(&self, vm: &mut LeasedVm, mut guest: Guest) -> Result<Guest> {
+        vm.state.inventory =
+            guest.inventory().map_err(Error::step(format!("cannot look at `{}`", vm.name)))?;
+        vm.state.process = guest.process();
+        self.save(vm)?;
+        Ok(guest)
+    }
+
+    fn new_vm(&self, name: &VmName, purpose: &str) -> Result<Lease> {
+        make_folder(&self.home.vm_folder(name))?;
+        let lease = self.take_lease(name, purpose)?;
+        if self.home.vm_file(name).exists() {
+            return Err(Error::invalid(format!("there is a VM `{name}` already"))
+                .state("nothing was changed")
+                .hint(format!("`tintype vm rm {name}` forgets it; its snapshots stay")));
+        }
+        Ok(lease)
+    }
+
+    fn register(&self, name: &VmName, mut guest: Guest, lease: Lease) -> Result<VmReport> {
+        let inventory =
+            guest.inventory().map_err(Error::step(format!("cannot look at `{name}`")))?;
+        let line = guest.command_line();
+        let command_line = CommandLine {
+            arguments: arguments::without_start_options(&line.arguments),
+            ..line.clone()
+        };
+        let state = VmState {
+            id: VmId::random(),
+            socket: guest.socket().to_owned(),
+            command_line,
+            inventory,
+            process: guest.process(),
+            current: None,
+        };
+        drop(guest);
+        let vm = LeasedVm { name: name.clone(), state, _lease: lease };
+        self.save(&vm)?;
+        self.report(&vm)
+    }
+
+    fn report(&self, vm: &LeasedVm) -> Result<VmReport> {
+        let (state, pid) = if vm.is_alive() {
+            let state = vm.connect()?.run_state();
+            let state = state.map_err(Error::step(format!("cannot look at `{}`", vm.name)))?;
+            (state, Some(vm.state.process.pid))
+        } else {
+            ("stopped".to_owned(), None)
+        };
+        Ok(VmReport { name: vm.name.clone(), state, pid, vm: vm.state.clone() })
+    }
+}
+
+impl LeasedVm {
+    /// Tells whether its QEMU runs.
+    pub(crate) fn is_alive(&self) -> bool {
+        self.state.process.is_alive() || self.foreign_start().is_some()
+    }
+
+    /// Connects to its QEMU.
+    pub(crate) fn connect(&self) -> Result<Guest> {
+        Guest::connect(&self.state.socket).map_err(|error| {
+            Error::failed(format!("cannot reach the QEMU of `{}`", self.name))
+                .because(error)
+                .hint(format!("`tintype vm show {}` tells what is known of it", self.name))
+        })
+    }
+
+    /// Waits for the process that was last seen, or kills it.
+    pub(crate) fn process(&self) -> Option<Process> {
+        let process = Process::open(self.state.process.pid).ok()?;
+        (process.id() == self.state.process).then_some(process)
+    }
+
+    /// A VM that was added may have been started again by its owner.
+    fn foreign_start(&self) -> Option<Guest> {
+        Guest::connect(&self.state.socket).ok()
+    }
+}
+
+/// Finds a program as a shell would, but for its own search of the path.
+fn find_program(program: &str, directory: &Path) -> Result<PathBuf> {
+    let direct = directory.join(program);
+    let places = ["/usr/local/bin", "/usr/bin", "/usr/libexec", "/bin"];
+    let found = if program.contains('/') {
+        Some(direct)
+    } else {
+        places.iter().map(|place| Path::new(place).join(program)).find(|path| path.exists())
+    };
+    found
+        .and_then(|path| fs::canonicalize(path).ok())
+        .ok_or_else(|| Error::invalid(format!("there is no program `{program}`")))
+}

@@ -1,0 +1,68 @@
+//! A second process that outlives a killed take: while a guest may stand still
+//! on our behalf, it waits at a pipe. The pipe ends with us; if we did not say
+//! that all is well, it repairs what we left, first of all a guest that stands
+//! still.
+
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+
+use tintype_types::VmName;
+
+use crate::Engine;
+use crate::error::Result;
+
+/// What a take says when all is well.
+const ALL_IS_WELL: &[u8] = b"all is well";
+
+/// A watchdog on duty, or none if it could not be started.
+#[derive(Debug)]
+pub(crate) struct Watchdog(Option<Child>);
+
+impl Watchdog {
+    /// Ends the duty: nothing is left to repair.
+    pub(crate) fn dismiss(mut self) {
+        let Some(mut child) = self.0.take() else { return };
+        if let Some(mut pipe) = child.stdin.take() {
+            // If it is gone already, there is nothing to dismiss.
+            let _ = pipe.write_all(ALL_IS_WELL);
+        }
+        let _ = child.wait();
+    }
+}
+
+impl Engine {
+    /// Puts a watchdog on duty for a VM.
+    pub(crate) fn watch(&self, vm: &VmName) -> Watchdog {
+        let Some((program, arguments)) = self.config.watchdog.split_first() else {
+            return Watchdog(None);
+        };
+        let started = Command::new(program)
+            .args(arguments)
+            .arg(vm.as_str())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            // A Ctrl-C is for us alone.
+            .process_group(0)
+            .spawn();
+        match started {
+            Ok(child) => Watchdog(Some(child)),
+            Err(error) => {
+                tracing::warn!(%error, "there is no watchdog; the next command repairs what a kill leaves");
+                Watchdog(None)
+            }
+        }
+    }
+
+    /// Is the watchdog: waits for the end of `pipe`, and repairs what its other
+    /// end has left unless that said that all is well.
+    pub fn keep_watch(&self, vm: &VmName, pipe: &mut dyn Read) -> Result<()> {
+        let mut said = Vec::new();
+        let read = pipe.take(64).read_to_end(&mut said);
+        if read.is_ok() && said == ALL_IS_WELL {
+            return Ok(());
+        }
+        self.lease(vm, "repair after a killed take").map(drop)
+    }
+}
