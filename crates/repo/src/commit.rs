@@ -19,8 +19,8 @@ pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
         }
     }
     for image in &draft.images {
-        for pointer in image.root.pointers() {
-            core.vault.node(pointer)?;
+        if !core.parents.lives(&core.vault, &image.root)? {
+            return Err(Error::NotFound(format!("image `{}` of the draft", image.name)));
         }
     }
     Ok(())
@@ -28,10 +28,9 @@ pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
 
 /// Puts the outcome. All segments must be stored.
 pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
-    let newest = listing::list(&core.vault)?.records.last().map_or(0, |record| record.sequence);
     let record = SnapshotRecord {
         id: core.id,
-        sequence: newest + 1,
+        sequence: listing::newest_sequence(&core.vault)? + 1,
         created: draft.created,
         vm: draft.vm,
         vm_name: draft.vm_name,

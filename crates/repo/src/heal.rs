@@ -8,17 +8,16 @@ use tintype_types::SnapshotId;
 use crate::Error;
 use crate::pointer::segment_prefix;
 use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
+use crate::slot;
 use crate::store::{Holder, Put};
 use crate::vault::Vault;
 
-/// Ends all sessions of this machine whose process has died.
+/// Ends all sessions whose process has surely died.
 pub(crate) fn end_dead_sessions(vault: &Vault) -> Result<(), Error> {
     vault.store.sweep()?;
-    for listed in vault.store.list("slot/")? {
-        let session = listed.key.rsplit('/').next().and_then(|id| id.parse().ok());
-        let Some(session) = session else { continue };
-        if vault.store.holder(&listed.key)? == Holder::Gone {
-            end(vault, session, &listed.key)?;
+    for registered in slot::list(vault)? {
+        if vault.store.holder(&registered.key)? == Holder::Gone {
+            end(vault, registered.session, &registered.key)?;
         }
     }
     Ok(())
@@ -30,8 +29,13 @@ pub(crate) fn end(vault: &Vault, session: SnapshotId, slot: &str) -> Result<(), 
     let aborted = Outcome::Aborted.encode(&vault.keys, vault.id, &key);
     let is_aborted = match vault.store.put_if_absent(&key, &aborted)? {
         Put::Created => true,
-        // A damaged outcome may be that of a committed snapshot: keep all.
-        Put::Existed => vault.store.get(&key, MAX_OUTCOME)? == aborted,
+        // A damaged outcome may be that of a committed snapshot: keep all. One
+        // that is gone by now was that of a session ended by another process.
+        Put::Existed => match vault.store.get(&key, MAX_OUTCOME) {
+            Ok(outcome) => outcome == aborted,
+            Err(Error::NotFound(_)) => false,
+            Err(error) => return Err(error),
+        },
     };
     if is_aborted {
         tracing::info!(%session, "removing what a dead session left");

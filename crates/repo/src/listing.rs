@@ -1,11 +1,10 @@
 //! Listing snapshots: outcomes without the tombstones.
 
-use std::collections::HashSet;
-
 use tintype_types::SnapshotId;
 
 use crate::Error;
 use crate::error::Damage;
+use crate::gone::Deletions;
 use crate::record::{MAX_OUTCOME, Outcome, SnapshotRecord, outcome_key};
 use crate::vault::Vault;
 
@@ -20,16 +19,11 @@ pub struct Listing {
 
 /// Lists all snapshots that are not deleted.
 pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
-    let gone: HashSet<String> = vault
-        .store
-        .list("gone/")?
-        .into_iter()
-        .filter_map(|listed| listed.key.strip_prefix("gone/").map(str::to_owned))
-        .collect();
+    let deletions = Deletions::read(vault)?;
     let mut listing = Listing::default();
     for listed in vault.store.list("outcome/")? {
         let session = listed.key.strip_prefix("outcome/").expect("the prefix was asked for");
-        if gone.contains(session) {
+        if session.parse().is_ok_and(|id| deletions.has(id)) {
             continue;
         }
         match read(vault, &listed.key) {
@@ -45,9 +39,23 @@ pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
     Ok(listing)
 }
 
+/// Returns the highest sequence number of all snapshots whose records are
+/// there, deleted or not: a deletion may be undone.
+pub(crate) fn newest_sequence(vault: &Vault) -> Result<u64, Error> {
+    let mut newest = 0;
+    for listed in vault.store.list("outcome/")? {
+        match read(vault, &listed.key) {
+            Ok(Outcome::Committed(record)) => newest = newest.max(record.sequence),
+            Ok(Outcome::Aborted) | Err(Error::Damaged(_) | Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(newest)
+}
+
 /// Returns one snapshot, if it is committed and not deleted.
 pub(crate) fn one(vault: &Vault, id: SnapshotId) -> Result<SnapshotRecord, Error> {
-    if vault.store.size(&crate::record::tombstone_key(id))?.is_some() {
+    if Deletions::read(vault)?.has(id) {
         return Err(Error::NotFound(format!("snapshot {id}")));
     }
     match read(vault, &outcome_key(id)) {
@@ -59,7 +67,8 @@ pub(crate) fn one(vault: &Vault, id: SnapshotId) -> Result<SnapshotRecord, Error
     }
 }
 
-fn read(vault: &Vault, key: &str) -> Result<Outcome, Error> {
+/// Reads an outcome.
+pub(crate) fn read(vault: &Vault, key: &str) -> Result<Outcome, Error> {
     let bytes = vault.store.get(key, MAX_OUTCOME)?;
     Outcome::decode(&vault.keys, vault.id, key, &bytes)
 }

@@ -172,8 +172,3 @@ impl Outcome {
         }
     }
 }
-
-/// Returns the object key of a snapshot's tombstone.
-pub(crate) fn tombstone_key(snapshot: SnapshotId) -> String {
-    format!("gone/{snapshot}")
-}

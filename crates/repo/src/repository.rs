@@ -10,13 +10,17 @@ use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 use crate::Error;
 use crate::blob;
 use crate::diff;
+use crate::gc::{self, GcReport};
+use crate::gone;
 use crate::heal;
 use crate::keys::{Keys, commitment};
 use crate::listing::{self, Listing};
 use crate::pointer::hex;
 use crate::reader::ImageReader;
-use crate::record::{BlobId, SnapshotRecord, tombstone_key};
-use crate::session::{Session, SessionParams, slot_key};
+use crate::record::{BlobId, SnapshotRecord};
+use crate::session::{Session, SessionParams};
+use crate::shares::{self, Shares};
+use crate::slot::{self, Slot};
 use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
 use crate::tree::ImageRoot;
@@ -35,6 +39,38 @@ const SEALED: &str = "aes-256-gcm";
 pub struct InitParams {
     /// What opens it.
     pub encryption: Encryption,
+}
+
+/// How garbage is collected.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct GcParams {
+    /// Only say what would be removed.
+    pub dry_run: bool,
+}
+
+/// Keeps the content of one snapshot in place until dropped.
+#[derive(Debug)]
+pub struct Pin {
+    vault: Arc<Vault>,
+    slot: Option<Slot>,
+    record: SnapshotRecord,
+}
+
+impl Pin {
+    /// Returns the snapshot.
+    pub fn record(&self) -> &SnapshotRecord {
+        &self.record
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let released = self.slot.take().map_or(Ok(()), |slot| slot.release(&self.vault));
+        if let Err(error) = released {
+            tracing::warn!(snapshot = %self.record.id, %error, "a reader's slot stays");
+        }
+    }
 }
 
 /// What a repository holds, in bytes.
@@ -162,10 +198,8 @@ impl Repository {
 
     /// Begins a snapshot.
     pub fn begin(&self, params: SessionParams) -> Result<Session, Error> {
-        let id = SnapshotId::random();
-        let slot = self.vault.store.put_held(&slot_key(id), b"tintype slot 1\n")?;
-        let slot = slot.ok_or_else(|| Error::Invalid(format!("session {id} exists already")))?;
-        Session::begin(Arc::clone(&self.vault), id, slot, &params)
+        let slot = slot::register_writer(&self.vault)?;
+        Session::begin(Arc::clone(&self.vault), slot, &params)
     }
 
     /// Opens an image for reading.
@@ -197,10 +231,41 @@ impl Repository {
         verify::verify(&self.vault, snapshots, level, progress)
     }
 
-    /// Removes a snapshot by a tombstone; no content is touched.
+    /// Deletes a snapshot. Its content goes with the next collection, unless
+    /// other snapshots or readers need it; until then it can be undone.
     pub fn remove(&self, id: SnapshotId) -> Result<(), Error> {
-        listing::one(&self.vault, id)?;
-        self.vault.store.put_if_absent(&tombstone_key(id), b"tintype gone 1\n").map(drop)
+        match listing::one(&self.vault, id) {
+            // One whose record is damaged can still be deleted.
+            Ok(_) | Err(Error::Damaged(_)) => gone::delete(&self.vault, id),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Undoes the deletion of a snapshot. If a collection has begun to remove
+    /// its content, the error is of [`Kind::NotFound`](crate::Kind::NotFound).
+    pub fn undo_remove(&self, id: SnapshotId) -> Result<SnapshotRecord, Error> {
+        gone::undo(&self.vault, id)?;
+        self.snapshot(id)
+    }
+
+    /// Keeps a snapshot's content in place while a guest reads from it, even
+    /// if it is deleted meanwhile.
+    pub fn pin(&self, id: SnapshotId) -> Result<Pin, Error> {
+        let (slot, record) = slot::register_reader(&self.vault, id)?;
+        Ok(Pin { vault: Arc::clone(&self.vault), slot: Some(slot), record })
+    }
+
+    /// Removes what no snapshot and no reader needs. Snapshots may be taken
+    /// and deleted meanwhile, on any host; those that are being taken are
+    /// waited for by a later call. Killed anywhere, the next call goes on.
+    pub fn gc(&self, params: GcParams) -> Result<GcReport, Error> {
+        gc::collect(&self.vault, params.dry_run)
+    }
+
+    /// Returns, for each snapshot, the stored bytes that it needs and those of
+    /// them that no other snapshot needs.
+    pub fn shares(&self) -> Result<Shares, Error> {
+        shares::shares(&self.vault)
     }
 
     /// Returns what the repository holds.

@@ -26,11 +26,12 @@ use crate::heal;
 use crate::image::ImageState;
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
+use crate::parents::Parents;
 use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer};
 use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
 use crate::sink::{Flush, Numbers, Sink, store_segments};
-use crate::store::Hold;
+use crate::slot::Slot;
 use crate::tree::{ImageRoot, MAX_IMAGE};
 use crate::vault::Vault;
 use crate::weave::Weaver;
@@ -122,6 +123,7 @@ pub(crate) struct Core {
     pub written: Cache<FrameId, FramePointer>,
     numbers: Arc<Numbers>,
     images: AtomicU64,
+    pub parents: Parents,
     encoder: Mutex<Encoder>,
 }
 
@@ -164,16 +166,16 @@ pub struct Session {
     storing: Vec<JoinHandle<()>>,
     flush: Sender<Flush>,
     /// Held until the session's end; `None` afterwards.
-    slot: Option<Box<dyn Hold>>,
+    slot: Option<Slot>,
 }
 
 impl Session {
     pub(crate) fn begin(
         vault: Arc<Vault>,
-        id: SnapshotId,
-        slot: Box<dyn Hold>,
+        slot: Slot,
         params: &SessionParams,
     ) -> Result<Self, Error> {
+        let id = slot.id;
         let queue = params.memory.get().saturating_sub(FIXED_MEMORY).max(LEAST_QUEUE);
         let half = usize::try_from(queue / 2).unwrap_or(usize::MAX / 4);
         let (flush, work) = crossbeam_channel::bounded(1);
@@ -189,6 +191,7 @@ impl Session {
             written: Cache::new(WRITTEN_CACHE),
             numbers: Arc::clone(&numbers),
             images: AtomicU64::new(0),
+            parents: Parents::new(slot.forbidden.clone()),
             encoder: Mutex::new(Encoder::new()),
             vault,
         });
@@ -221,6 +224,14 @@ impl Session {
         if size.get() > MAX_IMAGE {
             return Err(Error::Invalid(format!("an image cannot have {} bytes", size.get())));
         }
+        let parent = match parent {
+            Some(parent) if self.core.parents.lives(&self.core.vault, &parent)? => Some(parent),
+            Some(_) if unwritten == Unwritten::Parent => {
+                return Err(Error::NotFound("the snapshot of the parent image".to_owned()));
+            }
+            // Nothing may refer to it; the image is stored in full.
+            Some(_) | None => None,
+        };
         let number = self.core.images.fetch_add(1, Relaxed);
         let map = |root| Arc::new(ImageMap::new(Arc::clone(&self.core.vault), root));
         let reference = map(parent.unwrap_or_else(|| ImageRoot::zero(size)));
@@ -293,19 +304,14 @@ impl Session {
     }
 
     fn release(&mut self) -> Result<(), Error> {
-        let slot = self.slot.take();
-        let result = self.core.vault.store.delete(&slot_key(self.core.id));
-        drop(slot);
-        result
+        self.slot.take().map_or(Ok(()), |slot| slot.release(&self.core.vault))
     }
 
     /// Ends the session like one that died: the last write of a failed commit
     /// may have reached the store, and then the snapshot stays.
     fn abort(&mut self) -> Result<(), Error> {
-        let slot = self.slot.take();
-        let result = heal::end(&self.core.vault, self.core.id, &slot_key(self.core.id));
-        drop(slot);
-        result
+        let Some(slot) = self.slot.take() else { return Ok(()) };
+        heal::end(&self.core.vault, self.core.id, &slot.key)
     }
 }
 
@@ -320,11 +326,6 @@ impl Drop for Session {
             tracing::warn!(session = %self.core.id, %error, "a session's leftovers stay");
         }
     }
-}
-
-/// Returns the object key of a session's slot.
-pub(crate) fn slot_key(session: SnapshotId) -> String {
-    format!("slot/0/{session}")
 }
 
 fn work_off(core: Arc<Core>) {

@@ -100,7 +100,9 @@ impl ImageWriter {
     pub fn finish(mut self) -> Result<ImageRoot, Error> {
         self.submit()?;
         self.core.lanes.wait_idle(self.image.number)?;
-        self.image.finish(&self.core)
+        let root = self.image.finish(&self.core)?;
+        self.core.parents.add(root.clone());
+        Ok(root)
     }
 
     fn check(&self, offset: u64, len: u64) -> Result<(), Error> {

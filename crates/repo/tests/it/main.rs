@@ -9,6 +9,7 @@
 mod damage;
 mod died;
 mod full;
+mod gc;
 mod keys;
 mod model;
 mod sparse;

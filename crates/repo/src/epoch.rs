@@ -1,0 +1,106 @@
+//! Epochs of garbage collection, as objects.
+//!
+//! ```text
+//! ep/<n>         the segments that a collector condemned: none may be
+//!                referred to by sessions that begin from now on
+//! ep/<n>.final   those of them that are still not needed: they are deleted
+//! ep/<n>.done    they are deleted
+//! ```
+//!
+//! An epoch begins only when the one before is done. Each object is put by
+//! the first collector that gets there; the others go on with what it says.
+
+use std::collections::BTreeSet;
+
+use crate::Error;
+use crate::pointer::SegmentName;
+use crate::signed;
+use crate::store::Put;
+use crate::vault::Vault;
+
+const KIND: &str = "epoch";
+
+/// A set of segments in the order of their names.
+pub(crate) type Segments = BTreeSet<SegmentName>;
+
+/// How far an epoch has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Stage {
+    Condemned,
+    Final,
+    Done,
+}
+
+impl Stage {
+    fn suffix(self) -> &'static str {
+        match self {
+            Stage::Condemned => "",
+            Stage::Final => ".final",
+            Stage::Done => ".done",
+        }
+    }
+}
+
+/// Returns the newest epoch and how far it has come; 0 is done from the start.
+pub(crate) fn newest(vault: &Vault) -> Result<(u64, Stage), Error> {
+    let mut newest = (0, Stage::Done);
+    for listed in vault.store.list("ep/")? {
+        let name = &listed.key["ep/".len()..];
+        let (number, stage) = match name.split_once('.') {
+            None => (name, Stage::Condemned),
+            Some((number, "final")) => (number, Stage::Final),
+            Some((number, "done")) => (number, Stage::Done),
+            Some(_) => continue,
+        };
+        if let Ok(number) = number.parse() {
+            newest = newest.max_by_progress((number, stage));
+        }
+    }
+    Ok(newest)
+}
+
+trait Progress {
+    fn max_by_progress(self, other: Self) -> Self;
+}
+
+impl Progress for (u64, Stage) {
+    fn max_by_progress(self, other: Self) -> Self {
+        if self.0 == other.0 { (self.0, self.1.max(other.1)) } else { self.max(other) }
+    }
+}
+
+fn key(epoch: u64, stage: Stage) -> String {
+    format!("ep/{epoch:08}{}", stage.suffix())
+}
+
+/// Puts an epoch's object.
+pub(crate) fn put(
+    vault: &Vault,
+    epoch: u64,
+    stage: Stage,
+    segments: &Segments,
+) -> Result<Put, Error> {
+    let key = key(epoch, stage);
+    let lines: Vec<_> = segments.iter().map(SegmentName::key).collect();
+    vault.store.put_if_absent(&key, &signed::encode(vault, &key, KIND, &lines))
+}
+
+/// Reads the segments of an epoch's object.
+pub(crate) fn read(vault: &Vault, epoch: u64, stage: Stage) -> Result<Segments, Error> {
+    let key = key(epoch, stage);
+    let segment = |line: &String| {
+        SegmentName::from_key(line)
+            .ok_or_else(|| Error::damaged(&key, None, "it names something else than segments"))
+    };
+    signed::read(vault, &key, KIND)?.iter().map(segment).collect()
+}
+
+/// Returns what sessions of this epoch must not refer to.
+pub(crate) fn forbidden(vault: &Vault, newest: (u64, Stage)) -> Result<Segments, Error> {
+    match newest {
+        (_, Stage::Done) => Ok(Segments::new()),
+        // All that was condemned, not only what is final: what was spared may
+        // be needed by a snapshot that is deleted by now.
+        (epoch, Stage::Condemned | Stage::Final) => read(vault, epoch, Stage::Condemned),
+    }
+}

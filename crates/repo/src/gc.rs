@@ -1,0 +1,187 @@
+//! Collecting garbage: removing segments that no snapshot needs.
+//!
+//! ```text
+//! mark ─► ep/n ─► end or wait for sessions older than n ─► end deletions
+//!      ─► mark again ─► ep/n.final ─► delete ─► ep/n.done
+//! ```
+//!
+//! Any host may do it, several at once, and it may be killed anywhere: the
+//! next call goes on. Clocks play no part. Why it is safe is in
+//! `docs/locking.md`; `tests/it/protocol.rs` checks it.
+
+use std::collections::HashSet;
+
+use tintype_types::{ByteCount, SnapshotId};
+
+use crate::Error;
+use crate::epoch::{self, Segments, Stage};
+use crate::gone::{self, Deletions};
+use crate::heal;
+use crate::listing;
+use crate::pointer::SegmentName;
+use crate::reach;
+use crate::record::{Outcome, SnapshotRecord, outcome_key};
+use crate::slot;
+use crate::store::{Holder, Put};
+use crate::vault::Vault;
+
+/// What a collection has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GcReport {
+    /// Segments that were removed, or would be in a dry run.
+    pub segments: u64,
+    /// Their bytes.
+    pub freed_bytes: ByteCount,
+    /// Snapshots at work that have to end first; a later call goes on. 0 when
+    /// the collection is finished.
+    pub waiting_for: u64,
+}
+
+/// Collects garbage; in a dry run only says what would be removed.
+pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
+    if dry_run {
+        let (condemned, _) = mark(vault)?;
+        return report(vault, &condemned);
+    }
+    heal::end_dead_sessions(vault)?;
+    let epoch = match epoch::newest(vault)? {
+        (epoch, Stage::Condemned | Stage::Final) => epoch,
+        (epoch, Stage::Done) => {
+            let (condemned, needless) = mark(vault)?;
+            if condemned.is_empty() && !needless {
+                return Ok(GcReport::default());
+            }
+            // If another collector was first, its epoch is the one to finish.
+            epoch::put(vault, epoch + 1, Stage::Condemned, &condemned)?;
+            epoch + 1
+        }
+    };
+    let waiting_for = end_older_sessions(vault, epoch)?;
+    if waiting_for > 0 {
+        return Ok(GcReport { waiting_for, ..GcReport::default() });
+    }
+    let doomed = finalize(vault, epoch)?;
+    let report = report(vault, &doomed)?;
+    for segment in &doomed {
+        vault.store.delete(&segment.key())?;
+    }
+    forget_collected(vault)?;
+    epoch::put(vault, epoch, Stage::Done, &Segments::new())?;
+    Ok(report)
+}
+
+/// Returns the segments that nothing needs, and whether there are deleted
+/// snapshots to forget.
+fn mark(vault: &Vault) -> Result<(Segments, bool), Error> {
+    // In this order: what is needed was stored before it could be needed.
+    let (records, forgettable) = needed_records(vault)?;
+    let needed = reach::segments(vault, &records)?;
+    let present = present(vault)?;
+    // A listing that lacks what must be there is not to be trusted.
+    if let Some(missing) = needed.iter().find(|segment| !present.contains(segment)) {
+        return Err(Error::damaged(missing.key(), None, "it is missing"));
+    }
+    Ok((present.difference(&needed).copied().collect(), forgettable))
+}
+
+fn present(vault: &Vault) -> Result<Segments, Error> {
+    let listed = vault.store.list("seg/")?;
+    Ok(listed.iter().filter_map(|listed| SegmentName::from_key(&listed.key)).collect())
+}
+
+/// Returns the snapshots that are not deleted or that someone reads.
+fn needed_records(vault: &Vault) -> Result<(Vec<SnapshotRecord>, bool), Error> {
+    let deletions = Deletions::read(vault)?;
+    let pinned = pinned(vault)?;
+    let mut records = Vec::new();
+    let mut forgettable = deletions.collected().any(|snapshot| !pinned.contains(&snapshot));
+    for listed in vault.store.list("outcome/")? {
+        let id = listed.key["outcome/".len()..].parse::<SnapshotId>().ok();
+        if id.is_some_and(|id| deletions.has(id) && !pinned.contains(&id)) {
+            forgettable = true;
+            continue;
+        }
+        match listing::read(vault, &listed.key) {
+            Ok(Outcome::Committed(record)) => records.push(*record),
+            // Removed since it was listed.
+            Ok(Outcome::Aborted) | Err(Error::NotFound(_)) => {}
+            // What a damaged record needs is not known: nothing is removed.
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((records, forgettable))
+}
+
+/// Returns the snapshots that readers have registered for.
+fn pinned(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
+    let mut pinned = HashSet::new();
+    for registered in slot::list(vault)? {
+        match slot::read_snapshot(vault, &registered.key) {
+            Ok(snapshot) => pinned.extend(snapshot),
+            // Released since it was listed.
+            Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(pinned)
+}
+
+/// Ends the dead ones of the writers that may not know of the epoch; returns
+/// how many still live.
+fn end_older_sessions(vault: &Vault, epoch: u64) -> Result<u64, Error> {
+    let mut alive = 0;
+    for registered in slot::list(vault)? {
+        if registered.epoch >= epoch {
+            continue;
+        }
+        match slot::read_snapshot(vault, &registered.key) {
+            Ok(None) => {}
+            Ok(Some(_)) | Err(Error::NotFound(_)) => continue,
+            Err(error) => return Err(error),
+        }
+        match vault.store.holder(&registered.key)? {
+            Holder::Alive => alive += 1,
+            Holder::Gone => heal::end(vault, registered.session, &registered.key)?,
+        }
+    }
+    Ok(alive)
+}
+
+/// Decides what is deleted; from here on nothing is undone.
+fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
+    match epoch::read(vault, epoch, Stage::Final) {
+        Err(Error::NotFound(_)) => {}
+        result => return result,
+    }
+    let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
+    Deletions::read(vault)?.collect_open(vault)?;
+    let (records, _) = needed_records(vault)?;
+    let needed = reach::segments(vault, &records)?;
+    let doomed = condemned.difference(&needed).copied().collect();
+    match epoch::put(vault, epoch, Stage::Final, &doomed)? {
+        Put::Created => Ok(doomed),
+        Put::Existed => epoch::read(vault, epoch, Stage::Final),
+    }
+}
+
+/// Removes the records of snapshots whose content is gone for good.
+fn forget_collected(vault: &Vault) -> Result<(), Error> {
+    let deletions = Deletions::read(vault)?;
+    let pinned = pinned(vault)?;
+    for snapshot in deletions.collected().filter(|snapshot| !pinned.contains(snapshot)) {
+        vault.store.delete(&outcome_key(snapshot))?;
+        gone::forget(vault, snapshot)?;
+    }
+    Ok(())
+}
+
+fn report(vault: &Vault, segments: &Segments) -> Result<GcReport, Error> {
+    let mut report = GcReport::default();
+    for listed in vault.store.list("seg/")? {
+        if SegmentName::from_key(&listed.key).is_some_and(|name| segments.contains(&name)) {
+            report.segments += 1;
+            report.freed_bytes.0 += listed.size;
+        }
+    }
+    Ok(report)
+}

@@ -1,0 +1,150 @@
+//! Deleted snapshots: tombstones, and what became of them.
+//!
+//! ```text
+//! gone/<snapshot>-<n>        the n-th deletion of a snapshot
+//! gone/<snapshot>-<n>.end    "undone" or "collected", whichever was put first
+//! ```
+//!
+//! A snapshot is gone while a deletion has no end or was collected. A deletion
+//! and its undoing are one write each, so neither can be half done, and undo
+//! and collection cannot both win.
+
+use std::collections::{BTreeMap, HashMap};
+
+use tintype_types::SnapshotId;
+
+use crate::Error;
+use crate::signed;
+use crate::store::Put;
+use crate::vault::Vault;
+
+const KIND: &str = "gone";
+const UNDONE: &str = "undone";
+const COLLECTED: &str = "collected";
+
+/// What became of a deletion.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    Open,
+    Undone,
+    Collected,
+}
+
+/// All deletions of a repository.
+#[derive(Debug, Default)]
+pub(crate) struct Deletions {
+    by_snapshot: HashMap<SnapshotId, BTreeMap<u32, End>>,
+}
+
+impl Deletions {
+    pub(crate) fn read(vault: &Vault) -> Result<Self, Error> {
+        let mut deletions = Self::default();
+        for listed in vault.store.list("gone/")? {
+            let name = &listed.key["gone/".len()..];
+            let (name, ended) = match name.strip_suffix(".end") {
+                Some(name) => (name, true),
+                None => (name, false),
+            };
+            let Some((snapshot, number)) = parse(name) else { continue };
+            let end = if ended { read_end(vault, &listed.key)? } else { End::Open };
+            let of_snapshot = deletions.by_snapshot.entry(snapshot).or_default();
+            let known = of_snapshot.entry(number).or_insert(end);
+            if ended {
+                *known = end;
+            }
+        }
+        Ok(deletions)
+    }
+
+    /// Whether a snapshot is deleted.
+    pub(crate) fn has(&self, snapshot: SnapshotId) -> bool {
+        self.by_snapshot
+            .get(&snapshot)
+            .is_some_and(|ends| ends.values().any(|end| *end != End::Undone))
+    }
+
+    /// Returns the deletions that can still be undone.
+    fn open(&self) -> impl Iterator<Item = (SnapshotId, u32)> + '_ {
+        self.by_snapshot.iter().flat_map(|(snapshot, ends)| {
+            let open = ends.iter().filter(|(_, end)| **end == End::Open);
+            open.map(|(number, _)| (*snapshot, *number))
+        })
+    }
+
+    /// Returns the snapshots whose content nobody can ask for again.
+    pub(crate) fn collected(&self) -> impl Iterator<Item = SnapshotId> + '_ {
+        let collected = |ends: &BTreeMap<u32, End>| ends.values().any(|e| *e == End::Collected);
+        self.by_snapshot.iter().filter(move |(_, ends)| collected(ends)).map(|(id, _)| *id)
+    }
+
+    /// Ends all open deletions for good; some may be undone before.
+    pub(crate) fn collect_open(&self, vault: &Vault) -> Result<(), Error> {
+        for (snapshot, number) in self.open() {
+            put_end(vault, snapshot, number, COLLECTED)?;
+        }
+        Ok(())
+    }
+}
+
+/// Deletes a snapshot. Deleting it twice is one deletion.
+pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+    let deletions = Deletions::read(vault)?;
+    if deletions.has(snapshot) {
+        return Ok(());
+    }
+    let undone = deletions.by_snapshot.get(&snapshot).map_or(0, BTreeMap::len);
+    let number = u32::try_from(undone).map_err(|_| Error::Invalid("deleted too often".into()))?;
+    let key = key(snapshot, number);
+    vault.store.put_if_absent(&key, &signed::encode(vault, &key, KIND, &[])).map(drop)
+}
+
+/// Undoes the deletion of a snapshot, unless it was collected.
+pub(crate) fn undo(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+    let deletions = Deletions::read(vault)?;
+    let ends = deletions.by_snapshot.get(&snapshot);
+    let last = ends.and_then(BTreeMap::last_key_value);
+    match last {
+        None | Some((_, End::Undone)) => Ok(()),
+        Some((number, End::Open)) if put_end(vault, snapshot, *number, UNDONE)? == End::Undone => {
+            Ok(())
+        }
+        Some(_) => Err(Error::NotFound(format!("the content of snapshot {snapshot}"))),
+    }
+}
+
+/// Removes all traces of a collected snapshot. The outcome has to be gone.
+pub(crate) fn forget(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+    let prefix = format!("gone/{snapshot}-");
+    // Deletions before their ends: a deletion without an end is one more that
+    // hides the snapshot, an end without a deletion means nothing.
+    let mut keys: Vec<_> = vault.store.list(&prefix)?.into_iter().map(|l| l.key).collect();
+    keys.sort_by_key(|key| key.ends_with(".end"));
+    keys.iter().try_for_each(|key| vault.store.delete(key))
+}
+
+fn put_end(vault: &Vault, snapshot: SnapshotId, number: u32, end: &str) -> Result<End, Error> {
+    let key = format!("{}.end", key(snapshot, number));
+    let object = signed::encode(vault, &key, KIND, &[end.to_owned()]);
+    match vault.store.put_if_absent(&key, &object)? {
+        Put::Created if end == UNDONE => Ok(End::Undone),
+        Put::Created => Ok(End::Collected),
+        Put::Existed => read_end(vault, &key),
+    }
+}
+
+fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
+    match signed::read(vault, key, KIND)?.as_slice() {
+        [line] if line == UNDONE => Ok(End::Undone),
+        [line] if line == COLLECTED => Ok(End::Collected),
+        _ => Err(Error::damaged(key, None, "it cannot be understood")),
+    }
+}
+
+fn key(snapshot: SnapshotId, number: u32) -> String {
+    format!("gone/{snapshot}-{number}")
+}
+
+fn parse(name: &str) -> Option<(SnapshotId, u32)> {
+    let (snapshot, number) = name.split_once('-')?;
+    Some((snapshot.parse().ok()?, number.parse().ok()?))
+}

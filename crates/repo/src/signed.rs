@@ -1,0 +1,45 @@
+//! Small objects of text lines with a tag: epochs, tombstones, slots.
+//!
+//! ```text
+//! first line   "tintype <kind> 1"
+//! lines        the object's own
+//! last line    the record tag of the object's key and all lines before
+//! ```
+
+use crate::Error;
+use crate::pointer::hex;
+use crate::vault::Vault;
+
+/// The most bytes of such an object.
+const MAX: u64 = 256 << 20;
+
+/// Makes an object of a kind out of its lines.
+pub(crate) fn encode(vault: &Vault, key: &str, kind: &str, lines: &[String]) -> Vec<u8> {
+    let mut text = format!("tintype {kind} 1\n");
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    let tag = vault.keys.record_tag(vault.id, key, text.as_bytes());
+    text.push_str(&hex(&tag));
+    text.push('\n');
+    text.into_bytes()
+}
+
+/// Reads an object's lines.
+pub(crate) fn read(vault: &Vault, key: &str, kind: &str) -> Result<Vec<String>, Error> {
+    let damaged = |reason| Error::damaged(key, None, reason);
+    let bytes = vault.store.get(key, MAX)?;
+    let tag_at = bytes.len().checked_sub(65).ok_or_else(|| damaged("it ends early"))?;
+    let (text, tag) = bytes.split_at(tag_at);
+    let expected = format!("{}\n", hex(&vault.keys.record_tag(vault.id, key, text)));
+    if tag != expected.as_bytes() {
+        return Err(damaged("its tag does not match"));
+    }
+    let text = std::str::from_utf8(text).map_err(|_| damaged("it is not text"))?;
+    let mut lines = text.lines();
+    if lines.next() != Some(format!("tintype {kind} 1").as_str()) {
+        return Err(Error::Unsupported(format!("{key} was written by a newer version")));
+    }
+    Ok(lines.map(str::to_owned).collect())
+}
