@@ -68,8 +68,11 @@ impl Footprint {
             ensure_running(qmp)?;
         }
         remove_exports(qmp)?;
+        // Whoever uses a filter makes it forbid writes beside it, so that the
+        // device could not be given its own node back.
+        remove_nodes(qmp, &format!("{PREFIX}instant"))?;
         self.remove_filters(qmp)?;
-        remove_nodes(qmp)?;
+        remove_nodes(qmp, PREFIX)?;
         self.restore_settings(qmp)
     }
 
@@ -128,8 +131,8 @@ fn remove_exports(qmp: &mut Qmp) -> Result<()> {
     Ok(())
 }
 
-/// Deletes our block nodes, users before what they use.
-fn remove_nodes(qmp: &mut Qmp) -> Result<()> {
+/// Deletes the block nodes whose names start so, users before what they use.
+fn remove_nodes(qmp: &mut Qmp, prefix: &str) -> Result<()> {
     // An export that was deleted lets its node go a moment later, and a node
     // goes only after its users: so several rounds.
     const ROUNDS: usize = 500;
@@ -138,7 +141,7 @@ fn remove_nodes(qmp: &mut Qmp) -> Result<()> {
         let ours: Vec<&str> = nodes
             .iter()
             .filter_map(|node| node["node-name"].as_str())
-            .filter(|name| name.starts_with(PREFIX))
+            .filter(|name| name.starts_with(prefix))
             .collect();
         if ours.is_empty() {
             return Ok(());
