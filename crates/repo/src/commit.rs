@@ -1,8 +1,10 @@
 //! Committing a session: the checks before, and the one write that counts.
 
 use std::collections::HashSet;
+use std::sync::PoisonError;
 
 use crate::Error;
+use crate::index;
 use crate::listing;
 use crate::record::{MAX_OUTCOME, Outcome, SnapshotDraft, SnapshotRecord, outcome_key};
 use crate::session::Core;
@@ -41,6 +43,8 @@ pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord
         details: draft.details,
         stats: core.stats(),
     };
+    let hooks = std::mem::take(&mut *core.hooks.lock().unwrap_or_else(PoisonError::into_inner));
+    index::store(&core.vault, core.id, hooks)?;
     let key = outcome_key(core.id);
     let outcome = Outcome::Committed(Box::new(record.clone()));
     let bytes = outcome.encode(&core.vault.keys, core.vault.id, &key);

@@ -17,6 +17,7 @@ use crate::Error;
 use crate::epoch::{self, Segments, Stage};
 use crate::gone::{self, Deletions};
 use crate::heal;
+use crate::index;
 use crate::listing;
 use crate::pointer::SegmentName;
 use crate::reach;
@@ -169,6 +170,7 @@ fn forget_collected(vault: &Vault) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
     let pinned = pinned(vault)?;
     for snapshot in deletions.collected().filter(|snapshot| !pinned.contains(snapshot)) {
+        vault.store.delete(&index::key(snapshot))?;
         vault.store.delete(&outcome_key(snapshot))?;
         gone::forget(vault, snapshot)?;
     }

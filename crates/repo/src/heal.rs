@@ -6,6 +6,7 @@
 use tintype_types::SnapshotId;
 
 use crate::Error;
+use crate::index;
 use crate::pointer::segment_prefix;
 use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
 use crate::slot;
@@ -39,6 +40,7 @@ pub(crate) fn end(vault: &Vault, session: SnapshotId, slot: &str) -> Result<(), 
     };
     if is_aborted {
         tracing::info!(%session, "removing what a dead session left");
+        vault.store.delete(&index::key(session))?;
         for segment in vault.store.list(&segment_prefix(session))? {
             vault.store.delete(&segment.key)?;
         }

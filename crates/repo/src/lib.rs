@@ -24,6 +24,7 @@ mod gc;
 mod gone;
 mod heal;
 mod image;
+mod index;
 mod keys;
 mod lanes;
 mod listing;

@@ -24,6 +24,7 @@ use crate::commit;
 use crate::frame::{Encoder, FrameKind};
 use crate::heal;
 use crate::image::ImageState;
+use crate::index::{Hooks, Lookup};
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
 use crate::parents::Parents;
@@ -96,7 +97,7 @@ pub struct SessionStats {
     pub new_blocks: u64,
     /// Blocks that were the same as at their place before.
     pub unchanged_blocks: u64,
-    /// Blocks that were the same as others of this session elsewhere.
+    /// Blocks that were the same as others, of this session or an earlier one.
     pub joined_blocks: u64,
     /// Blocks of zeroes that were written.
     pub zero_blocks: u64,
@@ -121,6 +122,9 @@ pub(crate) struct Core {
     pub counters: Counters,
     /// Frames of this session by content.
     pub written: Cache<FrameId, FramePointer>,
+    /// Frames of earlier sessions by content.
+    pub lookup: Lookup,
+    pub hooks: Mutex<Hooks>,
     numbers: Arc<Numbers>,
     images: AtomicU64,
     pub parents: Parents,
@@ -189,6 +193,8 @@ impl Session {
             meta: sink(SegmentKind::Meta),
             counters: Counters::default(),
             written: Cache::new(WRITTEN_CACHE),
+            lookup: Lookup::begin(&vault, &slot.forbidden)?,
+            hooks: Mutex::default(),
             numbers: Arc::clone(&numbers),
             images: AtomicU64::new(0),
             parents: Parents::new(slot.forbidden.clone()),

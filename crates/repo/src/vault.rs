@@ -12,6 +12,7 @@ use tintype_types::{BLOCK_SIZE, RepositoryId};
 use crate::Error;
 use crate::cache::Cache;
 use crate::frame::{self, FrameHeader, FrameKind, HEADER_LEN};
+use crate::index::Index;
 use crate::keys::Keys;
 use crate::node::Node;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
@@ -39,6 +40,7 @@ pub(crate) struct Vault {
     pub store: Box<dyn Store>,
     pub keys: Keys,
     pub id: RepositoryId,
+    pub index: Index,
     building: RwLock<HashMap<SegmentName, Arc<Building>>>,
     frames: Cache<FramePointer, Vec<u8>>,
     nodes: Cache<NodePointer, Node>,
@@ -51,6 +53,7 @@ impl Vault {
             store,
             keys,
             id,
+            index: Index::default(),
             building: RwLock::default(),
             frames: Cache::new(FRAME_CACHE),
             nodes: Cache::new(NODE_CACHE),

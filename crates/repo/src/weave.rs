@@ -7,14 +7,15 @@
 //! of their own; fewer are packed with those of its neighbours in the window.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, PoisonError};
 
 use tintype_types::BLOCK_SIZE;
 
 use crate::Error;
 use crate::frame::{Encoder, MAX_BLOCKS};
 use crate::image::WINDOW_REGIONS;
+use crate::index;
 use crate::lanes::Job;
 use crate::node::{Entry, Part, REGION_BLOCKS};
 use crate::pages::{Page, Pages, is_zero};
@@ -224,9 +225,15 @@ impl Weaver {
         let id = self.core.vault.keys.frame_id(ids);
         let counters = &self.core.counters;
         let count = u64::try_from(ids.len()).expect("a usize fits in 64 bits");
-        if let Some(pointer) = self.core.written.get(&id) {
+        let known = self.core.written.get(&id).map(|pointer| *pointer);
+        let known = known.or_else(|| {
+            let found = self.core.lookup.find(&self.core.vault, &id)?;
+            self.core.written.insert(id, Arc::new(found), size_of::<FramePointer>());
+            Some(found)
+        });
+        if let Some(pointer) = known {
             counters.joined_blocks.fetch_add(count, Relaxed);
-            return *pointer;
+            return pointer;
         }
         counters.new_blocks.fetch_add(count, Relaxed);
         let (codec, stored) = self.encoder.encode(raw);
@@ -234,6 +241,10 @@ impl Weaver {
         let blocks = u8::try_from(ids.len()).expect("a frame has at most 16 blocks");
         let pointer = FramePointer { place, blocks, id };
         self.core.written.insert(id, Arc::new(pointer), size_of::<FramePointer>());
+        if let Some(hook) = index::hook(&id) {
+            let mut hooks = self.core.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+            hooks.push((hook, place.segment.number));
+        }
         pointer
     }
 }

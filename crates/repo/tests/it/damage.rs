@@ -32,6 +32,10 @@ fn every_flipped_byte_is_found() {
     take(&repository, &second, Some(&record));
     let expected = [first, second];
     for path in files(repository.path()) {
+        if path.parent().is_some_and(|folder| folder.ends_with("idx")) {
+            // Advisory: a damaged one is ignored.
+            continue;
+        }
         let good = fs::read(&path).unwrap();
         for at in (0..good.len()).step_by(if good.len() > 8192 { 13 } else { 1 }) {
             let mut bad = good.clone();

@@ -148,3 +148,38 @@ fn removed_snapshots_are_gone_and_the_others_stay() {
     assert_eq!(listed, [records[0].id, records[2].id]);
     assert!(read_all(&repository, &records[2].images[0].root) == contents[2]);
 }
+
+#[test]
+fn another_vm_with_the_same_content_costs_little() {
+    let (_folder, repository) = new_repository();
+    let image = content(5, 4096 * BLOCK);
+    take(&repository, &image, None);
+    let before = repository.usage().unwrap().segment_bytes.get();
+    // Not the first one's child, not at the same place, and in a new process.
+    let repository = Repository::open(repository.path()).unwrap();
+    let moved = [&content(6, 32 * BLOCK), &image[..]].concat();
+    let record = take(&repository, &moved, None);
+    let cost = repository.usage().unwrap().segment_bytes.get() - before;
+    // What comes before the first hook is stored again: a sixteenth on average.
+    assert!(cost < before / 2, "{cost} of {before}");
+    assert!(read_all(&repository, &record.images[0].root) == moved);
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, []);
+}
+
+#[test]
+fn damaged_content_is_stored_again_and_not_referred_to() {
+    let (_folder, repository) = new_repository();
+    let image = content(5, 1024 * BLOCK);
+    take(&repository, &image, None);
+    for path in files(&repository.path().join("seg")) {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        // Frames, not the table at the end.
+        bytes[100..middle].fill(0);
+        fs::write(&path, bytes).unwrap();
+    }
+    let repository = Repository::open(repository.path()).unwrap();
+    let record = take(&repository, &image, None);
+    assert!(read_all(&repository, &record.images[0].root) == image);
+}

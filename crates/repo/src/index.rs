@@ -1,0 +1,196 @@
+//! The deduplication index: where frames with the same content may be.
+//!
+//! It is advisory. One frame id in 16 is a hook; each session leaves the hooks
+//! of its frames in `idx/<session>`. A writer that meets a hook reads the table
+//! of the segment, which finds the frames around it too. A miss costs space;
+//! a hit counts only after the stored frame was read and is the same.
+//!
+//! ```text
+//! idx/<session>   "TINTYIDX", version u32 = 1, count u32, then per hook the
+//!                 first 8 bytes of the frame id and the segment's number u32,
+//!                 ascending; then the BLAKE3 (no key) of all before
+//! ```
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+
+use tintype_types::SnapshotId;
+
+use crate::Error;
+use crate::cache::Cache;
+use crate::epoch::Segments;
+use crate::frame::{FrameKind, HEADER_LEN};
+use crate::listing;
+use crate::pointer::{FrameId, FramePointer, Place, SegmentName};
+use crate::record::{Outcome, outcome_key};
+use crate::segment::{Table, index, index32};
+use crate::vault::Vault;
+use crate::wire::{Fields, Malformed};
+
+const MAGIC: [u8; 8] = *b"TINTYIDX";
+const VERSION: u32 = 1;
+/// The most bytes of a session's hooks: those of about 250 TB.
+const MAX: u64 = 3 << 30;
+/// Frames near a hook that are remembered, in bytes.
+const NEARBY: usize = 24 << 20;
+
+/// The hooks of a repository that this process knows.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    hooks: RwLock<HashMap<[u8; 8], SegmentName>>,
+    loaded: Mutex<HashSet<SnapshotId>>,
+}
+
+/// The hooks of one session's own frames.
+pub(crate) type Hooks = Vec<([u8; 8], u32)>;
+
+/// Returns the hook of a frame id, if it is one.
+pub(crate) fn hook(id: &FrameId) -> Option<[u8; 8]> {
+    let [first, ..] = id.0;
+    (first & 0xf == 0).then(|| *id.0.first_chunk().expect("an id has 20 bytes"))
+}
+
+/// Returns the object key of a session's hooks.
+pub(crate) fn key(session: SnapshotId) -> String {
+    format!("idx/{session}")
+}
+
+/// Stores a session's hooks.
+pub(crate) fn store(vault: &Vault, session: SnapshotId, mut hooks: Hooks) -> Result<(), Error> {
+    if hooks.is_empty() {
+        return Ok(());
+    }
+    hooks.sort_unstable();
+    let mut out = MAGIC.to_vec();
+    out.extend_from_slice(&VERSION.to_le_bytes());
+    out.extend_from_slice(&index32(hooks.len()).to_le_bytes());
+    for (prefix, segment) in hooks {
+        out.extend_from_slice(&prefix);
+        out.extend_from_slice(&segment.to_le_bytes());
+    }
+    let checksum = blake3::hash(&out);
+    out.extend_from_slice(checksum.as_bytes());
+    vault.store.put_if_absent(&key(session), &out).map(drop)
+}
+
+fn decode(bytes: &[u8]) -> Result<Hooks, Malformed> {
+    let (content, checksum) = bytes.split_last_chunk::<32>().ok_or(Malformed("it ends early"))?;
+    if blake3::hash(content).as_bytes() != checksum {
+        return Err(Malformed("its checksum does not match"));
+    }
+    let mut fields = Fields::new(content);
+    if fields.array()? != MAGIC || fields.u32()? != VERSION {
+        return Err(Malformed("it is no index of this version"));
+    }
+    let count = fields.u32()?;
+    if u64::from(count) * 12 != u64::try_from(content.len()).unwrap_or(0).saturating_sub(16) {
+        return Err(Malformed("it has the wrong length"));
+    }
+    let hooks = (0..count).map(|_| Ok((fields.array()?, fields.u32()?))).collect();
+    fields.end().and(hooks)
+}
+
+impl Index {
+    /// Reads the hooks of sessions that were committed since the last call.
+    pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), Error> {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        for listed in vault.store.list("idx/")? {
+            let Ok(session) = listed.key["idx/".len()..].parse::<SnapshotId>() else { continue };
+            if loaded.contains(&session) {
+                continue;
+            }
+            // Hooks of a session that may yet be given up are not followed.
+            match listing::read(vault, &outcome_key(session)) {
+                Ok(Outcome::Committed(_)) => {}
+                Ok(Outcome::Aborted) | Err(Error::NotFound(_) | Error::Damaged(_)) => continue,
+                Err(error) => return Err(error),
+            }
+            loaded.insert(session);
+            let hooks = vault.store.get(&listed.key, MAX).map(|bytes| decode(&bytes));
+            match hooks {
+                Ok(Ok(hooks)) => {
+                    let mut known = self.hooks.write().unwrap_or_else(PoisonError::into_inner);
+                    let name = |number| SegmentName { session, number };
+                    known.extend(hooks.into_iter().map(|(hook, number)| (hook, name(number))));
+                }
+                // A lost index costs space and nothing else.
+                Ok(Err(Malformed(reason))) => tracing::warn!(key = listed.key, reason),
+                Err(error) => tracing::warn!(key = listed.key, %error),
+            }
+        }
+        Ok(())
+    }
+
+    fn segment(&self, hook: &[u8; 8]) -> Option<SegmentName> {
+        self.hooks.read().unwrap_or_else(PoisonError::into_inner).get(hook).copied()
+    }
+}
+
+/// What one session looks up.
+#[derive(Debug)]
+pub(crate) struct Lookup {
+    /// What was stored when the session began and may be referred to.
+    usable: Segments,
+    /// Frames of segments that a hook led to.
+    nearby: Cache<FrameId, FramePointer>,
+    tried: Mutex<HashSet<SegmentName>>,
+}
+
+impl Lookup {
+    /// Prepares look-ups for a session. Its slot must have been put.
+    pub(crate) fn begin(vault: &Vault, forbidden: &Segments) -> Result<Self, Error> {
+        vault.index.refresh(vault)?;
+        let listed = vault.store.list("seg/")?;
+        let usable = listed
+            .iter()
+            .filter_map(|listed| SegmentName::from_key(&listed.key))
+            .filter(|name| !forbidden.contains(name))
+            .collect();
+        Ok(Self { usable, nearby: Cache::new(NEARBY), tried: Mutex::default() })
+    }
+
+    /// Finds a stored frame with this id whose content is good.
+    pub(crate) fn find(&self, vault: &Vault, id: &FrameId) -> Option<FramePointer> {
+        if let Some(pointer) = self.nearby.get(id) {
+            return self.prove(vault, &pointer);
+        }
+        let segment = vault.index.segment(&hook(id)?)?;
+        let is_new = self.tried.lock().unwrap_or_else(PoisonError::into_inner).insert(segment);
+        if !is_new || !self.usable.contains(&segment) {
+            return None;
+        }
+        // Past the cache: what counts is what is stored now.
+        match vault.read_table(segment) {
+            Ok(table) => self.remember(vault, segment, &table),
+            Err(error) => tracing::warn!(%error, "a segment of the index cannot be used"),
+        }
+        let pointer = self.nearby.get(id)?;
+        self.prove(vault, &pointer)
+    }
+
+    fn remember(&self, vault: &Vault, segment: SegmentName, table: &Table) {
+        for (number, entry) in (0..=u16::MAX).zip(table.entries()) {
+            if entry.kind != FrameKind::Blocks {
+                continue;
+            }
+            let ids = table.block_ids(entry);
+            let len = index32(HEADER_LEN + index(entry.stored));
+            let place = Place { segment, number, offset: entry.offset, len };
+            let blocks = u8::try_from(ids.len()).expect("a frame has at most 16 blocks");
+            let id = vault.keys.frame_id(ids);
+            let pointer = Arc::new(FramePointer { place, blocks, id });
+            self.nearby.insert(id, pointer, size_of::<FramePointer>());
+        }
+    }
+
+    /// Reads the frame: one that is damaged must not be referred to again.
+    fn prove(&self, vault: &Vault, pointer: &FramePointer) -> Option<FramePointer> {
+        match vault.read_frame(pointer) {
+            Ok(_) => Some(*pointer),
+            Err(error) => {
+                tracing::warn!(%error, "a stored frame is damaged and is stored again");
+                None
+            }
+        }
+    }
+}
