@@ -102,7 +102,8 @@ fn parse_hex(text: &str) -> Result<[u8; 16], ParseIdError> {
     }
     let mut bytes = [0; 16];
     for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = hex_digit(pair[0]).ok_or_else(error)? << 4 | hex_digit(pair[1]).ok_or_else(error)?;
+        *byte =
+            hex_digit(pair[0]).ok_or_else(error)? << 4 | hex_digit(pair[1]).ok_or_else(error)?;
     }
     Ok(bytes)
 }
@@ -128,7 +129,8 @@ mod tests {
 
     #[test]
     fn what_is_not_an_id_is_refused() {
-        for text in ["", "12", &"g".repeat(32), &"A".repeat(32), &"é".repeat(16), &"0".repeat(33)] {
+        for text in ["", "12", &"g".repeat(32), &"A".repeat(32), &"é".repeat(16), &"0".repeat(33)]
+        {
             assert!(text.parse::<VmId>().is_err(), "{text}");
         }
     }

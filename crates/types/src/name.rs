@@ -19,7 +19,9 @@ pub enum NameError {
         len: usize,
     },
     /// A character is not allowed where it stands.
-    #[error("`{name}` cannot be a name: it may have a-z, 0-9, `.`, `_` and `-`, and starts with a letter or digit")]
+    #[error(
+        "`{name}` cannot be a name: it may have a-z, 0-9, `.`, `_` and `-`, and starts with a letter or digit"
+    )]
     Character {
         /// The name as given.
         name: String,

@@ -70,7 +70,7 @@ fn a_dirty_bitmap_can_be_asked_for() {
     let directory = tempfile::tempdir().unwrap();
     let image = create(directory.path(), "qcow2", "10M");
     let path = image.to_str().unwrap();
-    run("qemu-img", &["bitmap", "--add", "-g", "64k", path, "b0"]);
+    run("qemu-img", &["bitmap", "-f", "qcow2", "--add", "-g", "64k", path, "b0"]);
     run("qemu-io", &["-f", "qcow2", "-c", "write 3M 64k", path]);
     let peer = QemuNbd::serve(directory.path(), &image, "qcow2", &["--read-only", "--bitmap=b0"]);
     let name = "qemu:dirty-bitmap:b0";

@@ -60,7 +60,7 @@ fn pages_are_parsed_faster_than_they_can_come() {
     report("through a window", arrived, start);
 }
 
-#[allow(clippy::cast_precision_loss, reason = "a figure for people")]
+#[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn report(how: &str, bytes: usize, start: Instant) {
     let speed = bytes as f64 / start.elapsed().as_secs_f64() / 1e9;
     eprintln!("pages are parsed {how} at {speed:.1} GB/s");

@@ -54,14 +54,22 @@ pub(super) fn pausing(file: &File<'_>) -> Vec<Finding> {
     else {
         return Vec::new();
     };
-    let names_command = |text: &str| {
+    // A command is what a call or a pair begins with; elsewhere the word is a word.
+    let begins = |offset: usize| {
+        let before = file.text[..offset].trim_end_matches(['"', '#', 'r']);
+        before.trim_end().ends_with('(')
+    };
+    let names_command = |offset: usize, text: &str| {
         let text = text.replace('\\', "");
-        PAUSING.iter().any(|command| text == *command || text.contains(&format!("\"{command}\"")))
+        PAUSING.iter().any(|command| {
+            (text == *command && begins(offset)) || text.contains(&format!("\"{command}\""))
+        })
     };
     source
         .literals()
         .iter()
-        .filter(|literal| !source.is_test(literal.offset) && names_command(literal.text))
+        .filter(|literal| !source.is_test(literal.offset))
+        .filter(|literal| names_command(literal.offset, literal.text))
         .map(|literal| {
             let advice = format!("leave \"{}\" to {PAUSE}, which always resumes", literal.text);
             Finding::new(source.line(literal.offset), advice)
@@ -118,7 +126,8 @@ mod tests {
         check("crates/vm/src/a.rs", "\nexecute(\"stop\", b)", &[2]);
         check("crates/engine/src/a.rs", "r#\"{\"execute\": \"cont\"}\"#", &[1]);
         check("crates/engine/src/a.rs", "\"{\\\"execute\\\": \\\"cont\\\"}\"", &[1]);
-        check("crates/vm/src/a.rs", "\"migrate_cancel\"; \"stopped\"; // \"stop\"", &[1]);
+        check("crates/vm/src/a.rs", "f(\"migrate_cancel\"); \"stopped\"; // \"stop\"", &[1]);
+        check("crates/vm/src/a.rs", "Self::Stop => \"stop\",\n[(\"cont\", a)]", &[2]);
         check("crates/vm/src/pause.rs", "\"stop\"", &[]);
         check("crates/vm/src/a.rs", "#[cfg(test)]\nmod tests { \"stop\" }", &[]);
         check("crates/testkit/src/a.rs", "\"stop\"", &[]);
