@@ -59,9 +59,12 @@ pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord
             true => Ok(record),
             false => Err(Error::Fenced(core.id)),
         },
-        Err(error) => match core.vault.store.get(&key, MAX_OUTCOME) {
-            Ok(there) if there == bytes => Ok(record),
-            _ => Err(error),
+        // The answer may be lost and the record there, but only a put that
+        // succeeds, or finds it there, says that it stays.
+        Err(error) => match core.vault.store.put_if_absent(&key, &bytes) {
+            Ok(Put::Created) => Ok(record),
+            Ok(Put::Existed) if core.vault.store.get(&key, MAX_OUTCOME)? == bytes => Ok(record),
+            Ok(Put::Existed) | Err(_) => Err(error),
         },
     }
 }

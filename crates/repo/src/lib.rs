@@ -16,6 +16,8 @@
 mod blob;
 mod cache;
 mod commit;
+#[cfg(test)]
+mod crash_tests;
 mod diff;
 mod epoch;
 mod error;

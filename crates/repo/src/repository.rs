@@ -108,23 +108,7 @@ impl Repository {
     /// Makes a repository in a folder that is empty or does not exist. When
     /// this returns, it survives power loss.
     pub fn init(path: &Path, params: InitParams) -> Result<Self, Error> {
-        let store = LocalStore::create(path)?;
-        let mut master = MasterKey::default();
-        getrandom::fill(&mut master[..]).expect("the kernel always has random bytes");
-        // Left by an interrupted `init`, without a repository that needs them.
-        for listed in store.list("keys/")? {
-            store.delete(&listed.key)?;
-        }
-        let hides = params.encryption != Encryption::None;
-        let repository = RepositoryId::random();
-        let config = Config {
-            tintype: FORMAT,
-            repository,
-            features: hides.then(|| SEALED.to_owned()).into_iter().collect(),
-            key_commitment: hex(&commitment(&master, repository, hides)),
-        };
-        slots::add(&store, config.repository, &master, &params.encryption)?;
-        put_json(&store, CONFIG, &config)?;
+        create_in(&LocalStore::create(path)?, &params)?;
         Self::open_with(path, &[params.encryption])
     }
 
@@ -137,7 +121,14 @@ impl Repository {
     /// sessions of processes that have died. If none fits, the error is of
     /// [`Kind::Key`](crate::Kind::Key).
     pub fn open_with(path: &Path, keys: &[Encryption]) -> Result<Self, Error> {
-        let store = LocalStore::open(path);
+        Self::open_in(Box::new(LocalStore::open(path)), path, keys)
+    }
+
+    pub(crate) fn open_in(
+        store: Box<dyn Store>,
+        path: &Path,
+        keys: &[Encryption],
+    ) -> Result<Self, Error> {
         let config = match store.get(CONFIG, MAX_CONFIG) {
             Ok(bytes) => bytes,
             Err(Error::NotFound(_)) => return Err(Error::NotARepository(path.to_owned())),
@@ -148,8 +139,8 @@ impl Repository {
         let is_right = |master: &MasterKey| {
             hex(&commitment(master, config.repository, hides)) == config.key_commitment
         };
-        let master = slots::open(&store, config.repository, keys, &is_right)?;
-        let vault = Vault::new(Box::new(store), Keys::derive(&master, hides), config.repository);
+        let master = slots::open(&*store, config.repository, keys, &is_right)?;
+        let vault = Vault::new(store, Keys::derive(&master, hides), config.repository);
         heal::end_dead_sessions(&vault)?;
         Ok(Self { vault: Arc::new(vault), path: path.to_owned(), master: Arc::new(master) })
     }
@@ -280,6 +271,26 @@ impl Repository {
         }
         Ok(usage)
     }
+}
+
+/// Makes a repository in a store that is empty.
+pub(crate) fn create_in(store: &dyn Store, params: &InitParams) -> Result<(), Error> {
+    let mut master = MasterKey::default();
+    getrandom::fill(&mut master[..]).expect("the kernel always has random bytes");
+    // Left by an interrupted call, without a repository that needs them.
+    for listed in store.list("keys/")? {
+        store.delete(&listed.key)?;
+    }
+    let hides = params.encryption != Encryption::None;
+    let repository = RepositoryId::random();
+    let config = Config {
+        tintype: FORMAT,
+        repository,
+        features: hides.then(|| SEALED.to_owned()).into_iter().collect(),
+        key_commitment: hex(&commitment(&master, repository, hides)),
+    };
+    slots::add(store, repository, &master, &params.encryption)?;
+    put_json(store, CONFIG, &config)
 }
 
 fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), Error> {

@@ -2,7 +2,10 @@
 //!
 //! A store knows keys and bytes; it knows no format and decides nothing.
 
+mod disk;
 mod local;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::fmt;
 

@@ -1,0 +1,273 @@
+//! Every sequence of up to three operations, with a fault at every operation
+//! of the disk, and the power lost afterwards in different ways.
+//!
+//! What must hold: what was acknowledged is there, bit for bit; what was under
+//! way is there completely or not at all; the repository opens, verifies and
+//! works on without repair.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
+
+use crate::repository::create_in;
+use crate::store::LocalStore;
+use crate::store::simulated::{Dice, Fault, SimulatedDisk};
+use crate::{
+    Error, GcParams, ImageParams, InitParams, NamedImage, Repository, SessionParams, SnapshotDraft,
+    SnapshotRecord, Unwritten, VerifyLevel,
+};
+
+/// Returns a number from the environment, for longer runs by hand:
+/// `TINTYPE_CRASH_STEPS=4 TINTYPE_CRASH_LOSSES=1000 cargo test -p tintype-repo crash_tests`.
+fn setting(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Take,
+    Delete,
+    Undo,
+    Collect,
+}
+
+const STEPS: [Step; 4] = [Step::Take, Step::Delete, Step::Undo, Step::Collect];
+
+/// The snapshots that must be there, and the one whose fate is open.
+#[derive(Debug, Clone, Default)]
+struct Expected {
+    /// Seeds of the images of the snapshots that are there.
+    there: BTreeMap<u64, SnapshotId>,
+    /// Deleted, and not collected as far as is known.
+    deleted: Vec<(u64, SnapshotId)>,
+    /// Seed of a snapshot that may be there or not.
+    open: Option<u64>,
+}
+
+fn image(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![7; 6 * BLOCK_SIZE];
+    for (block, bytes) in bytes.chunks_mut(BLOCK_SIZE).enumerate().skip(2) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&seed.to_le_bytes()).update(&block.to_le_bytes());
+        hasher.finalize_xof().fill(&mut bytes[..64]);
+    }
+    bytes
+}
+
+fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
+    let root = Path::new("simulated");
+    Repository::open_in(Box::new(LocalStore::on(Box::new(disk.clone()), root)), root, &[])
+}
+
+fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {
+    let parent = repository.snapshots()?.records.pop().map(|record| record.images[0].root.clone());
+    let params = SessionParams { threads: Some(1), ..SessionParams::default() };
+    let session = repository.begin(params)?;
+    let content = image(seed);
+    let size = ByteCount(u64::try_from(content.len()).unwrap());
+    let mut writer = session.image(ImageParams { size, parent, unwritten: Unwritten::Zero })?;
+    writer.write(0, &content)?;
+    let root = writer.finish()?;
+    session.commit(SnapshotDraft {
+        vm: VmId::from_bytes([1; 16]),
+        vm_name: VmName::new("web").unwrap(),
+        name: SnapshotName::new("one").unwrap(),
+        parent: None,
+        created: jiff::Timestamp::UNIX_EPOCH,
+        images: vec![NamedImage { name: "ram".to_owned(), root }],
+        blobs: Vec::new(),
+        details: serde_json::json!(seed),
+    })
+}
+
+/// Does one step, and says in `expected` what must hold afterwards.
+fn perform(
+    repository: &Repository,
+    step: Step,
+    seed: u64,
+    expected: &mut Expected,
+) -> Result<(), Error> {
+    match step {
+        Step::Take => {
+            expected.open = Some(seed);
+            let record = take(repository, seed)?;
+            expected.there.insert(seed, record.id);
+        }
+        Step::Delete => {
+            let Some((seed, id)) = expected.there.pop_first() else { return Ok(()) };
+            expected.open = Some(seed);
+            repository.remove(id)?;
+            expected.deleted.push((seed, id));
+        }
+        Step::Undo => {
+            let Some((seed, id)) = expected.deleted.pop() else { return Ok(()) };
+            expected.open = Some(seed);
+            repository.undo_remove(id)?;
+            expected.there.insert(seed, id);
+        }
+        Step::Collect => {
+            repository.gc(GcParams::default())?;
+            expected.deleted.clear();
+        }
+    }
+    expected.open = None;
+    Ok(())
+}
+
+/// Checks a repository after whatever happened to it.
+fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) {
+    let repository = open(disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let listing = repository.snapshots().unwrap();
+    assert_eq!(listing.damaged, [], "{what}");
+    let found: BTreeMap<u64, &SnapshotRecord> =
+        listing.records.iter().map(|r| (r.details.as_u64().unwrap(), r)).collect();
+    for seed in expected.there.keys() {
+        assert!(found.contains_key(seed), "{what}: snapshot {seed} is lost");
+    }
+    for (seed, record) in found {
+        let known = expected.there.contains_key(&seed) || expected.open == Some(seed);
+        assert!(known, "{what}: snapshot {seed} should not be there");
+        let content = image(seed);
+        let mut bytes = vec![0; content.len()];
+        let reader = repository
+            .open_image(&record.images[0].root)
+            .unwrap_or_else(|error| panic!("{what}: snapshot {seed}: {error:?}, {expected:?}"));
+        reader.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+        assert!(bytes == content, "{what}: snapshot {seed} has changed");
+    }
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, [], "{what}");
+}
+
+/// Checks that the repository works on after recovery.
+fn check_works(disk: &SimulatedDisk, what: &str) {
+    let repository = open(disk).unwrap();
+    take(&repository, 99).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let report = repository.gc(GcParams::default()).unwrap();
+    assert_eq!(report.waiting_for, 0, "{what}");
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, [], "{what}");
+}
+
+/// Runs a sequence with a fault at one operation; returns whether it struck.
+fn run(
+    start: &(SimulatedDisk, Expected),
+    steps: &[Step],
+    fault: Fault,
+    at: u64,
+    dice: &mut Dice,
+) -> bool {
+    let before = dice.0;
+    let losses = setting("TINTYPE_CRASH_LOSSES", 10);
+    let (disk, mut expected) = (start.0.copy(), start.1.clone());
+    let what = format!("{steps:?}, {fault:?} at {at}, dice {:x}", before);
+    disk.fail_at(at, fault);
+    if let Ok(repository) = open(&disk) {
+        for (seed, step) in (10..).zip(steps) {
+            if perform(&repository, *step, seed, &mut expected).is_err() {
+                break;
+            }
+        }
+    }
+    let struck = disk.end_faults();
+    if fault != Fault::Crash {
+        check(&disk, &expected, &what);
+    }
+    for loss in 0..losses {
+        let mut after = disk.after_power_loss(dice);
+        if loss % 2 == 1 {
+            // It goes again while the repository is recovering.
+            after.fail_at(1 + dice.roll(12), Fault::Crash);
+            let _ = open(&after);
+            after = after.after_power_loss(dice);
+        }
+        check(&after, &expected, &what);
+        if loss == 0 && at.is_multiple_of(4) {
+            check_works(&after, &what);
+        }
+    }
+    struck
+}
+
+fn sequences(longest: u64) -> Vec<Vec<Step>> {
+    let mut all = vec![Vec::new()];
+    let mut last = all.clone();
+    for _ in 0..longest {
+        last = last
+            .iter()
+            .flat_map(|steps| STEPS.map(|step| [steps.as_slice(), &[step]].concat()))
+            .collect();
+        all.extend(last.clone());
+    }
+    all
+}
+
+/// Two snapshots, one of them deleted.
+fn start() -> (SimulatedDisk, Expected) {
+    let disk = SimulatedDisk::default();
+    let root = Path::new("simulated");
+    create_in(&LocalStore::on(Box::new(disk.clone()), root), &InitParams::default()).unwrap();
+    let repository = open(&disk).unwrap();
+    let mut expected = Expected::default();
+    for (seed, step) in [(1, Step::Take), (2, Step::Take), (3, Step::Delete)] {
+        perform(&repository, step, seed, &mut expected).unwrap();
+    }
+    (disk, expected)
+}
+
+fn sweep(fault: Fault) {
+    let start = start();
+    let mut dice = Dice(7);
+    let mut states = 0;
+    for steps in sequences(setting("TINTYPE_CRASH_STEPS", 3)) {
+        let mut at = 1;
+        while run(&start, &steps, fault, at, &mut dice) {
+            at += 1;
+            states += setting("TINTYPE_CRASH_LOSSES", 10);
+        }
+    }
+    eprintln!("{fault:?}: {states} states");
+    assert!(states > 500);
+}
+
+#[test]
+fn a_crash_at_every_operation() {
+    sweep(Fault::Crash);
+}
+
+#[test]
+fn an_error_at_every_operation() {
+    sweep(Fault::ErrorOnce);
+}
+
+#[test]
+fn a_full_disk_from_every_operation_on() {
+    sweep(Fault::Full);
+}
+
+#[test]
+fn making_a_repository_is_all_or_nothing() {
+    for at in 1.. {
+        let disk = SimulatedDisk::default();
+        disk.fail_at(at, Fault::Crash);
+        let root = Path::new("simulated");
+        let store = |disk: &SimulatedDisk| LocalStore::on(Box::new(disk.clone()), root);
+        let made = create_in(&store(&disk), &InitParams::default());
+        disk.end_faults();
+        for seed in 0..8 {
+            let after = disk.after_power_loss(&mut Dice(seed));
+            match open(&after) {
+                Ok(_) => {}
+                Err(Error::NotARepository(_)) if made.is_err() => {
+                    create_in(&store(&after), &InitParams::default()).unwrap();
+                    open(&after).unwrap();
+                }
+                Err(error) => panic!("crash at {at}: {error:?}"),
+            }
+        }
+        if made.is_ok() {
+            return;
+        }
+    }
+}
