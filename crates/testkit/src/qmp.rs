@@ -19,6 +19,7 @@ const ANSWER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Qmp {
     stream: BufReader<UnixStream>,
+    events: Vec<Value>,
 }
 
 impl Qmp {
@@ -35,13 +36,13 @@ impl Qmp {
             }
         };
         stream.set_read_timeout(Some(ANSWER)).map_err(Error::file("set up", path))?;
-        let mut qmp = Self { stream: BufReader::new(stream) };
+        let mut qmp = Self { stream: BufReader::new(stream), events: Vec::new() };
         qmp.read("greeting")?;
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
 
-    /// Executes a command and returns what it returned. Events are passed over.
+    /// Executes a command and returns what it returned. Events on the way are kept.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, Error> {
         let line = format!("{}\n", json!({ "execute": command, "arguments": arguments }));
         let failed = |message: String| Error::Qmp { command: command.to_owned(), message };
@@ -57,7 +58,13 @@ impl Qmp {
             if let Some(error) = answer.get("error") {
                 return Err(failed(error["desc"].as_str().unwrap_or_default().to_owned()));
             }
+            self.events.push(answer);
         }
+    }
+
+    /// Returns the events that came between answers so far, oldest first.
+    pub fn events(&self) -> &[Value] {
+        &self.events
     }
 
     /// Waits until the migration that runs, in or out, has completed.

@@ -2,6 +2,7 @@
 //! that was asked for; it does no work itself.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the developer")]
 
+mod bench;
 mod failure;
 mod guests;
 mod process;
@@ -21,6 +22,7 @@ struct Chore {
 }
 
 const CHORES: &[Chore] = &[
+    Chore { name: "bench", about: bench::ABOUT, run: bench::chore },
     Chore { name: "setup", about: setup::ABOUT, run: setup::chore },
     Chore { name: "guests", about: guests::ABOUT, run: guests::chore },
     Chore { name: "test", about: test::ABOUT, run: test::chore },

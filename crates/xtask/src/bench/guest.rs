@@ -1,0 +1,121 @@
+//! A guest under measurement, and the release build of `tintype` that takes it.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tintype_testkit::{Disk, Format, Guest, GuestKind, Qmp, workspace_folder};
+
+use crate::failure::Failure;
+use crate::process::{capture, run};
+
+/// How long anything in the guest may take: filling gigabytes under emulation is slow.
+const WITHIN: Duration = Duration::from_secs(600);
+
+/// A guest under measurement.
+pub(super) struct Subject {
+    guest: Guest,
+    tintype: PathBuf,
+}
+
+impl Subject {
+    /// Boots the tiny guest with one qcow2 disk and registers it.
+    pub(super) fn boot(memory_mib: u32) -> Result<Self, Failure> {
+        let disks = [Disk::system(Format::Qcow2)];
+        let guest =
+            Guest::of(GuestKind::Tiny).memory_mib(memory_mib).cpus(1).disks(disks).boot()?;
+        let subject = Self { guest, tintype: release_build()? };
+        let socket = subject.guest.qmp_path().display().to_string();
+        subject.json(&["vm", "add", "bench", "--qmp", &socket])?;
+        Ok(subject)
+    }
+
+    /// Runs a command in the guest.
+    pub(super) fn in_guest(&mut self, command: &str) -> Result<String, Failure> {
+        let answer = self.guest.serial().run(command, WITHIN)?;
+        if answer.status != 0 {
+            return Err(Failure::Other(format!(
+                "`{command}` failed in the guest: {}",
+                answer.output
+            )));
+        }
+        Ok(answer.output)
+    }
+
+    /// Starts a program in the guest that dirties memory at full speed.
+    pub(super) fn dirty(&mut self, bytes: u64) -> Result<(), Failure> {
+        let arguments = format!("dirty --bytes {bytes}");
+        Ok(self.guest.serial().start_witness("dirty", &arguments, WITHIN)?)
+    }
+
+    /// Takes a snapshot and returns what `tintype` says of it.
+    pub(super) fn take(&self, more: &[&str]) -> Result<Value, Failure> {
+        self.json(&[&["take", "bench"], more].concat())
+    }
+
+    /// Lets QEMU save the guest into its disk image, and returns how long the guest
+    /// stood still, in milliseconds by QEMU's own clock.
+    pub(super) fn snapshot_save(&self, tag: &str) -> Result<f64, Failure> {
+        let mut qmp = self.guest.qmp()?;
+        let job = json!({"job-id": tag, "tag": tag, "vmstate": "vda", "devices": ["vda"]});
+        qmp.execute("snapshot-save", job)?;
+        let concluded = loop {
+            let jobs = qmp.execute("query-jobs", json!({}))?;
+            let job = jobs.as_array().and_then(|jobs| jobs.iter().find(|job| job["id"] == tag));
+            match job {
+                Some(job) if job["status"] == "concluded" => break job.clone(),
+                Some(_) => std::thread::sleep(Duration::from_millis(5)),
+                None => return Err(Failure::Other("the job of QEMU is gone".to_owned())),
+            }
+        };
+        qmp.execute("job-dismiss", json!({"id": tag}))?;
+        if let Some(error) = concluded["error"].as_str() {
+            return Err(Failure::Other(format!("QEMU's snapshot-save failed: {error}")));
+        }
+        stood_still(&qmp)
+    }
+
+    fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
+        let home = self.guest.files().folder().join("home");
+        let mut command = Command::new(&self.tintype);
+        command.env("TINTYPE_HOME", home).arg("--json").args(arguments);
+        let text = capture(&mut command)?;
+        serde_json::from_str(&text)
+            .map_err(|error| Failure::Other(format!("`tintype` said no JSON: {error}")))
+    }
+}
+
+/// Returns the time from the last `STOP` to the `RESUME` after it.
+fn stood_still(qmp: &Qmp) -> Result<f64, Failure> {
+    let time = |name: &str| {
+        let event = qmp.events().iter().rev().find(|event| event["event"] == name)?;
+        let stamp = &event["timestamp"];
+        Some(stamp["seconds"].as_f64()? * 1e3 + stamp["microseconds"].as_f64()? / 1e3)
+    };
+    match (time("STOP"), time("RESUME")) {
+        (Some(stop), Some(resume)) => Ok(resume - stop),
+        _ => Err(Failure::Other("QEMU told of no pause".to_owned())),
+    }
+}
+
+/// Builds `tintype` as users have it.
+fn release_build() -> Result<PathBuf, Failure> {
+    let mut cargo = Command::new(env!("CARGO"));
+    run(cargo.current_dir(workspace_folder()).args([
+        "build",
+        "--release",
+        "--package",
+        "tintype",
+    ]))?;
+    let metadata = capture(Command::new(env!("CARGO")).current_dir(workspace_folder()).args([
+        "metadata",
+        "--format-version",
+        "1",
+        "--no-deps",
+    ]))?;
+    let metadata: Value = serde_json::from_str(&metadata)
+        .map_err(|error| Failure::Other(format!("cargo said no JSON: {error}")))?;
+    let target = metadata["target_directory"].as_str().unwrap_or("target");
+    Ok(PathBuf::from(target).join("release/tintype"))
+}

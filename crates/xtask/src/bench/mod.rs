@@ -1,0 +1,42 @@
+//! Measures, side by side with what the machine and its peers do in the same run.
+//! It prints medians and ratios, and never judges: machines are noisy.
+
+mod guest;
+mod pause;
+
+use crate::failure::Failure;
+
+pub(crate) const ABOUT: &str =
+    "measures: `bench pause [MIB]…` the pauses of takes and of QEMU's own snapshots";
+
+/// Runs a benchmark.
+pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
+    match arguments.split_first() {
+        Some((name, rest)) if name == "pause" => pause::run(rest),
+        _ => Err(Failure::Other("say which benchmark: pause".to_owned())),
+    }
+}
+
+/// Returns the middle value, or the mean of the two in the middle.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.as_slice() {
+        [] => f64::NAN,
+        sorted if sorted.len() % 2 == 1 => sorted[middle],
+        sorted => f64::midpoint(sorted[middle - 1], sorted[middle]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        let check = |values: &[f64], middle: f64| assert!((median(values) - middle).abs() < 1e-9);
+        check(&[3.0, 1.0, 2.0], 2.0);
+        check(&[4.0, 1.0, 2.0, 3.0], 2.5);
+    }
+}
