@@ -31,7 +31,7 @@ impl Engine {
         let session = repository
             .begin(SessionParams::default())
             .map_err(Error::step("cannot write to the repository"))?;
-        let sink = SessionSink::new(&session, parent.as_ref(), self.config.observer.as_ref());
+        let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
         let disks: Vec<_> = vm.state.inventory.writable_disks().collect();
         let folder = self.home.short_lived_folder()?;
         let host = DiskHost { program: &vm.state.command_line.program, folder: folder.path() };

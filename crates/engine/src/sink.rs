@@ -1,6 +1,7 @@
 //! Brings what a capture delivers into a repository session: each block of
 //! memory and each disk becomes an image, compared with the parent's by place.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tintype_repo::{ImageParams, ImageRoot, ImageWriter, NamedImage, Session, Unwritten};
@@ -9,13 +10,13 @@ use tintype_types::{ByteCount, Extent};
 use tintype_vm::{CaptureSink, Disk, DiskSink, MemorySink, Moment, SinkError};
 
 use crate::details::{MemoryBlock, SavedDisk, Snapshot};
-use crate::observer::{Observer, Step};
+use crate::observer::{Observer, Progress, Step};
 
 /// The images of one capture.
 pub(crate) struct SessionSink<'s> {
     session: &'s Session,
     parent: Option<&'s Snapshot>,
-    observer: &'s dyn Observer,
+    observer: &'s Arc<dyn Observer>,
     collected: Shared,
 }
 
@@ -28,12 +29,28 @@ pub(crate) struct Collected {
 }
 
 /// The sinks outlive the calls that make them, so they share this.
-#[derive(Clone, Default)]
-struct Shared(Arc<Mutex<Collected>>);
+#[derive(Clone)]
+struct Shared {
+    collected: Arc<Mutex<Collected>>,
+    /// Bytes that have come, zeros included.
+    done: Arc<AtomicU64>,
+    observer: Arc<dyn Observer>,
+}
 
 impl Shared {
+    /// Counts bytes, and tells how many there are now and then.
+    fn count(&self, bytes: u64) {
+        const STRIDE: u64 = 16 << 20;
+        let before = self.done.fetch_add(bytes, Ordering::Relaxed);
+        let now = before + bytes;
+        if before / STRIDE != now / STRIDE {
+            let done = ByteCount(now);
+            self.observer.progress(Progress { activity: "capturing", done, total: None });
+        }
+    }
+
     fn collect(&self, change: impl FnOnce(&mut Collected)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.collected.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
     fn add(&self, name: String, root: ImageRoot) {
@@ -45,9 +62,14 @@ impl<'s> SessionSink<'s> {
     pub(crate) fn new(
         session: &'s Session,
         parent: Option<&'s Snapshot>,
-        observer: &'s dyn Observer,
+        observer: &'s Arc<dyn Observer>,
     ) -> Self {
-        Self { session, parent, observer, collected: Shared::default() }
+        let collected = Shared {
+            collected: Arc::default(),
+            done: Arc::default(),
+            observer: Arc::clone(observer),
+        };
+        Self { session, parent, observer, collected }
     }
 
     /// Returns all images that are complete.
@@ -122,11 +144,13 @@ impl MemoryImages {
 
 impl MemorySink for MemoryImages {
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        self.collected.count(bytes.len() as u64);
         Ok(self.writer(block)?.write(offset, bytes)?)
     }
 
     fn zero_page(&mut self, block: usize, offset: u64) -> Result<(), SinkError> {
         let extent = Extent { offset, len: tintype_types::BLOCK_SIZE as u64 };
+        self.collected.count(extent.len);
         Ok(self.writer(block)?.write_zeroes(extent)?)
     }
 
@@ -148,10 +172,12 @@ struct DiskImage {
 
 impl DiskSink for DiskImage {
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
+        self.collected.count(bytes.len() as u64);
         Ok(self.writer.write(offset, bytes)?)
     }
 
     fn write_zeroes(&mut self, extent: Extent) -> Result<(), SinkError> {
+        self.collected.count(extent.len);
         Ok(self.writer.write_zeroes(extent)?)
     }
 

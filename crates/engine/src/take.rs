@@ -6,7 +6,6 @@
 //!                                        ─ committed ─ intent forgotten
 //! ```
 
-use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -68,9 +67,8 @@ impl Engine {
             Error::failed(format!("cannot take a snapshot of `{}`", vm.name)).because(error)
         };
         let parent = self.parent(repository, vm)?;
-        let memory = !wish.params.without_memory;
         let plan = self
-            .preflight(guest, memory)
+            .preflight(guest, &wish)
             .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
         self.config.observer.step(Step::TakePreflight);
         let session = repository
@@ -80,17 +78,15 @@ impl Engine {
         self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })?;
         let watchdog = self.watch(&vm.name);
         self.config.observer.step(Step::TakeIntent);
-        let sink = SessionSink::new(&session, parent.as_ref(), self.config.observer.as_ref());
+        let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
         let folder = self.home.short_lived_folder()?;
-        let arrived = AtomicU64::new(0);
         let capture_params = CaptureParams {
             disks: &plan.disks,
-            memory,
+            memory: plan.memory,
             way: wish.params.way,
             abilities: &plan.abilities,
             afterwards: wish.afterwards,
             folder: folder.path(),
-            arrived: &arrived,
         };
         let created = Timestamp::now();
         let captured = capture(guest, &capture_params, &footprint, &sink, &self.config.cancel);
@@ -141,21 +137,23 @@ impl Engine {
         }
     }
 
-    /// Finds out whether a capture can work, before anything is touched.
-    fn preflight(&self, guest: &mut Guest, memory: bool) -> Result<Plan> {
+    /// Finds out whether a capture can work, before anything is touched. What a
+    /// revert overwrites is taken in any state, and as far as QEMU can.
+    fn preflight(&self, guest: &mut Guest, wish: &Wish<'_>) -> Result<Plan> {
         let why = |error| Error::failed("this VM cannot be captured now").because(error);
-        guest.refuse_unfit().map_err(why)?;
+        let overwritten = wish.purpose == Purpose::Safety;
+        let fit = if overwritten { guest.refuse_changed() } else { guest.refuse_unfit() };
+        fit.map_err(why)?;
         let abilities = guest.abilities().map_err(why)?;
-        if memory {
-            let blockers = guest.memory_blockers().map_err(why)?;
-            if !blockers.is_empty() {
-                return Err(Error::refused("QEMU cannot save the memory of this VM")
-                    .because(blockers.join("; "))
-                    .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
-            }
+        let blockers = guest.memory_blockers().map_err(why)?;
+        let memory = !wish.params.without_memory && (blockers.is_empty() || !overwritten);
+        if memory && !blockers.is_empty() {
+            return Err(Error::refused("QEMU cannot save the memory of this VM")
+                .because(blockers.join("; "))
+                .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
         }
         let inventory = guest.inventory().map_err(why)?;
-        Ok(Plan { disks: inventory.writable_disks().cloned().collect(), abilities })
+        Ok(Plan { memory, disks: inventory.writable_disks().cloned().collect(), abilities })
     }
 
     #[expect(
@@ -179,6 +177,8 @@ impl Engine {
         let Collected { images, memory, disks } = sink.into_collected();
         let mut blobs = Vec::new();
         if let Some(state) = captured.device_state {
+            // QEMU's word that it is complete is no proof.
+            state.sections().map_err(Error::step("the state of the devices is not whole"))?;
             let blob = session.blob(state.as_bytes());
             blobs.push((
                 DEVICE_STATE.to_owned(),
@@ -283,6 +283,7 @@ pub(crate) struct Wish<'p> {
 
 /// What a capture will touch.
 struct Plan {
+    memory: bool,
     disks: Vec<tintype_vm::Disk>,
     abilities: tintype_vm::Abilities,
 }

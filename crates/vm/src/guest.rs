@@ -80,6 +80,12 @@ impl Guest {
                 "the guest is in the state `{state}`; a snapshot is taken of a guest that runs or is paused"
             )));
         }
+        self.refuse_changed()
+    }
+
+    /// Refuses a VM on which somebody else's block job runs, or whose hardware is
+    /// not that of its command line.
+    pub fn refuse_changed(&mut self) -> Result<()> {
         refuse_block_jobs(&mut self.qmp)?;
         refuse_changed_hardware(&mut self.qmp, &self.command_line.arguments)
     }

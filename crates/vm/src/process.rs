@@ -25,13 +25,19 @@ pub struct ProcessId {
 }
 
 impl ProcessId {
-    /// Looks at the process that has this id now.
+    /// Looks at the process that has this id now. One that has ended and whose
+    /// parent has not taken note of it yet is none.
     pub fn of(pid: i32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
         // The second field is the name in parentheses, which may hold anything.
-        let start_time = stat
-            .rsplit_once(')')
-            .and_then(|(_, rest)| rest.split_whitespace().nth(19)?.parse().ok())
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+        let mut fields = fields.split_whitespace();
+        if matches!(fields.next(), Some("Z" | "X" | "x")) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        let start_time = fields
+            .nth(18)
+            .and_then(|field| field.parse().ok())
             .ok_or_else(|| io::Error::other("`/proc/PID/stat` has no start time"))?;
         Ok(Self { pid, start_time })
     }
@@ -159,9 +165,11 @@ mod tests {
         while CommandLine::of(process.id()).is_ok_and(|c| c.arguments != ["60"]) {
             std::thread::yield_now();
         }
+        assert!(process.id().is_alive());
         process.kill();
-        child.wait().unwrap();
         assert!(process.wait_end(Duration::from_secs(5)));
+        assert!(!process.id().is_alive(), "a process that nobody waited for is not alive");
+        child.wait().unwrap();
         assert!(!process.id().is_alive());
     }
 }

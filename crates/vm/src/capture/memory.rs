@@ -2,7 +2,6 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::Sender;
@@ -44,8 +43,6 @@ pub(super) struct MemoryReader<'c> {
     pub(super) sink: &'c dyn CaptureSink,
     pub(super) cancel: Cancel,
     pub(super) milestones: Sender<Milestone>,
-    /// Counts the bytes that have arrived, for progress.
-    pub(super) arrived: &'c AtomicU64,
 }
 
 impl MemoryReader<'_> {
@@ -105,7 +102,6 @@ impl MemoryReader<'_> {
                 Ok(0) => return Ok(false),
                 Ok(count) => {
                     window.filled(count);
-                    self.arrived.fetch_add(count as u64, Ordering::Relaxed);
                     return Ok(true);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

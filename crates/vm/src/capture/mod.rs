@@ -18,7 +18,6 @@ mod ways;
 
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
@@ -91,8 +90,6 @@ pub struct CaptureParams<'p> {
     pub afterwards: Afterwards,
     /// A private folder with a short path, for sockets.
     pub folder: &'p Path,
-    /// Where the bytes of the memory stream are counted, for progress.
-    pub arrived: &'p AtomicU64,
 }
 
 /// What was captured.
@@ -197,7 +194,6 @@ impl<'scope, 'env> Run<'scope, 'env> {
             sink: self.sink,
             cancel: self.cancel.clone(),
             milestones: sender,
-            arrived: self.params.arrived,
         };
         let reader = self.scope.spawn(move || reader.run());
         Ok(MemoryStream { milestones, reader })
