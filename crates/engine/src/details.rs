@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tintype_repo::{ImageRoot, SnapshotRecord};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
-use tintype_vm::{CommandLine, Disk, Inventory, Way};
+use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 
 use crate::error::{Error, Result};
 
@@ -49,8 +49,10 @@ pub struct Details {
     pub command_line: CommandLine,
     /// What was in the VM.
     pub inventory: Inventory,
-    /// Small files that the command line names.
+    /// Small files that the command line names, and those of its TPMs.
     pub files: Vec<SavedFile>,
+    /// The software TPMs beside QEMU.
+    pub tpms: Vec<Tpm>,
 }
 
 /// One block of memory.

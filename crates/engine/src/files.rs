@@ -1,5 +1,5 @@
 //! The small files that a VM's settings name: kernel, initial RAM disk,
-//! firmware. A snapshot keeps their contents, because a reboot after a revert
+//! firmware, and the state of its TPMs. A snapshot keeps their contents, because a reboot after a revert
 //! reads them again.
 
 use std::fs::{self, File};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tintype_repo::Repository;
 use tintype_types::ByteCount;
-use tintype_vm::{CommandLine, Inventory, SinkError, arguments};
+use tintype_vm::{CommandLine, Inventory, SinkError, Tpm, arguments};
 
 use crate::details::{SavedFile, Snapshot};
 use crate::error::{Error, Result};
@@ -21,20 +21,23 @@ const MAX_FILE: u64 = 512 << 20;
 /// How much of a file is read at once; a multiple of a block.
 const PIECE: usize = 1 << 20;
 
-/// Keeps the files that a command line names. Names that are no file here are
-/// QEMU's own data, and come with QEMU.
+/// Keeps the files that a command line names, and those of its TPMs. Names that
+/// are no file here are QEMU's own data, and come with QEMU.
 pub(crate) fn save(
     sink: &SessionSink<'_>,
     line: &CommandLine,
     inventory: &Inventory,
+    tpms: &[Tpm],
 ) -> Result<Vec<SavedFile>, SinkError> {
     let firmware = inventory
         .disks
         .iter()
-        .filter(|disk| disk.read_only && disk.device.starts_with("/machine/system.flash"));
-    let firmware = firmware.filter_map(|disk| disk.file.as_ref()?.to_str().map(str::to_owned));
+        .filter(|disk| disk.read_only && disk.device.starts_with("/machine/system.flash"))
+        .filter_map(|disk| disk.file.as_ref()?.to_str().map(str::to_owned));
+    let states = tpms.iter().filter_map(|tpm| tpm.folder.as_deref()).flat_map(files_in);
+    let names = arguments::named_files(&line.arguments).into_iter().chain(firmware).chain(states);
     let mut saved: Vec<SavedFile> = Vec::new();
-    for name in arguments::named_files(&line.arguments).into_iter().chain(firmware) {
+    for name in names {
         let path = line.directory.join(&name);
         let Ok(metadata) = fs::metadata(&path) else { continue };
         let known = saved.iter().any(|file| file.name == name);
@@ -46,6 +49,33 @@ pub(crate) fn save(
         saved.push(SavedFile { name, path, image });
     }
     Ok(saved)
+}
+
+fn files_in(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.path().to_str().map(str::to_owned)).collect()
+}
+
+/// Starts the TPMs of a snapshot that do not run. The state that they keep in
+/// files is put back where the snapshot has no memory, which has it otherwise.
+pub(crate) fn start_tpms(repository: &Repository, snapshot: &Snapshot) -> Result<()> {
+    for tpm in &snapshot.details.tpms {
+        let put_back = || match &tpm.folder {
+            Some(folder) if snapshot.details.memory.is_empty() => {
+                let files = snapshot.details.files.iter();
+                for file in files.filter(|file| file.path.parent() == Some(folder)) {
+                    let written = contents(repository, snapshot, file)
+                        .and_then(|bytes| write_durably(&file.path, &bytes));
+                    written.map_err(|error| tintype_vm::Error::unsupported(error.to_string()))?;
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        };
+        tpm.ensure_running(put_back)
+            .map_err(Error::step("cannot start the TPM of the snapshot"))?;
+    }
+    Ok(())
 }
 
 fn save_one(sink: &SessionSink<'_>, path: &Path, len: u64, image: &str) -> Result<(), SinkError> {
@@ -71,7 +101,10 @@ pub(crate) fn command_line_with_files(
     folder: &Path,
 ) -> Result<CommandLine> {
     let mut replaced = Vec::new();
-    for file in &snapshot.details.files {
+    let tpms = &snapshot.details.tpms;
+    let of_tpm =
+        |file: &&SavedFile| tpms.iter().any(|tpm| tpm.folder.as_deref() == file.path.parent());
+    for file in snapshot.details.files.iter().filter(|file| !of_tpm(file)) {
         let bytes = contents(repository, snapshot, file)?;
         if fs::read(&file.path).is_ok_and(|now| now == bytes) {
             continue;

@@ -44,7 +44,7 @@ impl Engine {
         host.read(&disks, sinks)
             .map_err(|error| error.state("no snapshot was taken; nothing was changed"))?;
         let line = &vm.state.command_line;
-        let files = files::save(&sink, line, &vm.state.inventory)
+        let files = files::save(&sink, line, &vm.state.inventory, &[])
             .map_err(Error::step("cannot keep the files that the settings name"))?;
         let Collected { images, memory, disks } = sink.into_collected();
         let details = Details {
@@ -60,6 +60,7 @@ impl Engine {
             command_line: line.clone(),
             inventory: vm.state.inventory.clone(),
             files,
+            tpms: Vec::new(),
         };
         let draft = SnapshotDraft {
             vm: vm.state.id,

@@ -22,7 +22,7 @@ use crate::Engine;
 use crate::details::{DEVICE_STATE, Purpose, Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
 use crate::error::{Error, Result};
-use crate::files::command_line_with_files;
+use crate::files::{command_line_with_files, start_tpms};
 use crate::intent::Intent;
 use crate::memory;
 use crate::observer::Step;
@@ -124,6 +124,7 @@ impl Engine {
     ) -> Result<String> {
         let observer = &self.config.observer;
         let has_memory = !target.details.memory.is_empty();
+        start_tpms(repository, target)?;
         if !has_memory && target.details.way.is_none() {
             // It was powered off, and is so again.
             self.place(vm, &target.record)?;

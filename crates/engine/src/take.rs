@@ -11,7 +11,7 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
 use tintype_types::{SnapshotName, VmName};
-use tintype_vm::{Afterwards, CaptureParams, CaptureReport, Footprint, Guest, Way, capture};
+use tintype_vm::{Afterwards, CaptureParams, CaptureReport, Footprint, Guest, Tpm, Way, capture};
 
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
@@ -172,7 +172,8 @@ impl Engine {
     ) -> Result<SnapshotDraft> {
         let inventory = guest.inventory().map_err(Error::step("cannot look at the VM"))?;
         let line = &vm.state.command_line;
-        let files = files::save(&sink, line, &inventory)
+        let tpms = Tpm::all_of(line).map_err(Error::step("cannot look at the TPM of the VM"))?;
+        let files = files::save(&sink, line, &inventory, &tpms)
             .map_err(Error::step("cannot keep the files that the settings name"))?;
         let Collected { images, memory, disks } = sink.into_collected();
         let mut blobs = Vec::new();
@@ -198,6 +199,7 @@ impl Engine {
             command_line: line.clone(),
             inventory,
             files,
+            tpms,
         };
         Ok(SnapshotDraft {
             vm: vm.state.id,

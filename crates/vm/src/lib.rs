@@ -16,6 +16,7 @@ mod load;
 mod pause;
 mod process;
 pub mod qmp;
+mod tpm;
 
 pub use abilities::Abilities;
 pub use cancel::Cancel;
@@ -30,3 +31,4 @@ pub use inventory::{Disk, Inventory, NetworkCard};
 pub use launch::{LaunchParams, launch};
 pub use load::load;
 pub use process::{CommandLine, Process, ProcessId};
+pub use tpm::Tpm;

@@ -57,6 +57,7 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("fdisk", Probe::Program("sfdisk")),
     ("dosfstools", Probe::Program("mkfs.fat")),
     ("mtools", Probe::Program("mcopy")),
+    ("swtpm", Probe::Program("swtpm")),
     ("kmod", Probe::Program("depmod")),
     ("zstd", Probe::Program("zstd")),
     ("cpio", Probe::Program("cpio")),
