@@ -90,18 +90,11 @@ impl Engine {
             Ok(()) => Finding::new("state", Health::Good, "a snapshot can be taken now"),
             Err(error) => Finding::new("state", Health::Missing, error.to_string()),
         });
-        findings.push(match abilities.iterating {
-            true => Finding::new(
-                "iterating capture",
-                Health::Good,
-                "memory is saved in passes while the guest runs; the pause is a few milliseconds",
-            ),
-            false => Finding::new(
-                "iterating capture",
-                Health::Fallback,
-                "this QEMU cannot; memory is saved by copy-on-write instead",
-            ),
-        });
+        findings.push(Finding::new(
+            "iterating capture",
+            Health::Good,
+            "memory is saved in passes while the guest runs; the pause is a few milliseconds",
+        ));
         findings.push(match &abilities.copy_on_write {
             Ok(()) => Finding::new("copy-on-write capture", Health::Good, "used for guests that write memory faster than it is read"),
             Err(reason) => Finding::new("copy-on-write capture", Health::Fallback, format!("{reason}; a guest that writes memory faster than it is read stands still for the rest")),

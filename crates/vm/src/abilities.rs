@@ -17,8 +17,6 @@ pub struct Abilities {
     /// (`copy-before-write` with `on-cbw-error` and `cbw-timeout`,
     /// `snapshot-access`; QEMU 7.1).
     pub disk_snapshots: bool,
-    /// Memory can be saved in passes while the guest runs.
-    pub iterating: bool,
     /// Memory can be saved by write protection while the guest runs; if not,
     /// QEMU's reason.
     pub copy_on_write: Result<(), String>,
@@ -37,7 +35,6 @@ impl Abilities {
             disk_snapshots: ["snapshot-access", "on-cbw-error", "cbw-timeout"]
                 .iter()
                 .all(|name| schema.names.contains(*name)),
-            iterating: schema.names.contains("pause-before-switchover"),
             copy_on_write: try_capability(qmp, &schema, "background-snapshot")?,
             set_active: schema.names.contains("blockdev-set-active"),
             lazy_load: try_capability(qmp, &schema, "postcopy-ram")?,

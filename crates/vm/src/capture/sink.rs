@@ -11,7 +11,8 @@ pub type SinkError = Box<dyn std::error::Error + Send + Sync>;
 /// A moment of a capture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
-    /// The guest runs, and will be stopped soon: what comes now comes fast.
+    /// The guest runs, and may be stopped soon: what comes now comes fast. Told
+    /// with each pass over memory.
     BeforePause,
     /// The guest stands still.
     Paused,

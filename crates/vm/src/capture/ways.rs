@@ -1,9 +1,8 @@
 //! The three ways to one instant of memory and disks. Each ends with the guest
 //! running on (or kept still), and its memory on the way or already here.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::RecvTimeoutError;
 use serde_json::{Value, json};
 
 use super::convergence::{Progress, Verdict, judge};
@@ -13,7 +12,7 @@ use super::sink::Moment;
 use super::{Afterwards, MemoryStream, Passed, Run, Way, migration_failure};
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
-use crate::pause::{Pause, cancel_migration};
+use crate::pause::{Pause, cancel_migration, migration_status};
 use crate::qmp::{Event, Qmp};
 
 /// The pause that an iterating capture aims at, in milliseconds (QEMU's `downtime-limit`).
@@ -58,9 +57,7 @@ impl<'scope> Run<'scope, '_> {
                 Way::CopyOnWrite
             }
             Some(way) => way,
-            None if self.params.abilities.iterating => Way::Iterating,
-            None if self.params.abilities.copy_on_write.is_ok() => Way::CopyOnWrite,
-            None => Way::Stop,
+            None => Way::Iterating,
         };
         match way {
             Way::Stop => self.stop(qmp, disks),
@@ -88,7 +85,7 @@ impl<'scope> Run<'scope, '_> {
         let mut pause = Pause::prepare(qmp)?;
         pause.stop()?;
         Self::start_migration(pause.qmp())?;
-        if let Err(error) = self.await_completion(&mut pause, None) {
+        if let Err(error) = self.await_completion(&mut pause) {
             return Err(give_up(pause, memory, error));
         }
         let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, true))?;
@@ -96,8 +93,7 @@ impl<'scope> Run<'scope, '_> {
     }
 
     fn copy_on_write(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
-        Footprint::set_capabilities(qmp, &["events", "background-snapshot"])
-            .or_else(|_| Footprint::set_capabilities(qmp, &["background-snapshot"]))?;
+        Footprint::set_capabilities(qmp, &["background-snapshot"])?;
         if !self.params.abilities.set_active {
             qmp.execute_all(&disks.target_commands())?;
         }
@@ -121,17 +117,18 @@ impl<'scope> Run<'scope, '_> {
         Ok(Passed { way: Way::CopyOnWrite, pause, was_running, memory: Some(memory) })
     }
 
+    /// QEMU stops the guest by itself when what is left fits the pause aimed at.
+    /// To be told before it does (`pause-before-switchover`) would add a round trip
+    /// to the pause, and there is nothing to do then.
     fn iterating(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Iterated<'scope>> {
-        Footprint::set_capabilities(qmp, &["events", "pause-before-switchover"])?;
+        Footprint::set_capabilities(qmp, &["events"])?;
         set_parameters(qmp, AIM_MS)?;
         let memory = self.open_memory_stream(qmp)?;
-        self.sink.moment(Moment::BeforePause);
         let mut pause = Pause::prepare(qmp)?;
         Self::start_migration(pause.qmp())?;
         match self.await_last_pass(&mut pause, &memory) {
             Ok(true) => {}
             Ok(false) => {
-                cancel_migration(pause.qmp())?;
                 drop(pause);
                 // The reader ends with the stream; what it read is void.
                 let _ = memory.reader.join();
@@ -139,46 +136,42 @@ impl<'scope> Run<'scope, '_> {
             }
             Err(error) => return Err(give_up(pause, memory, error)),
         }
-        let proceed = json!({"state": "pre-switchover"});
-        let proceeded = pause.qmp().execute("migrate-continue", proceed).map(drop);
-        let completed =
-            proceeded.and_then(|()| self.await_completion(&mut pause, Some(STEP_LIMIT)));
-        if let Err(error) = completed {
-            return Err(give_up(pause, memory, error));
-        }
         let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, true))?;
         Ok(Iterated::Done(Passed { way: Way::Iterating, pause, was_running, memory: Some(memory) }))
     }
 
-    /// Waits until QEMU has stopped the guest for the last pass; `false` if the
-    /// guest is too busy and another way is open.
+    /// Waits until the last pass is done and the guest stands still; `false` if the
+    /// guest is too busy and another way is open: then it runs on.
     fn await_last_pass(&self, pause: &mut Pause<'_>, memory: &MemoryStream<'_>) -> Result<bool> {
         let mut allowed = Duration::from_millis(AIM_MS);
         loop {
-            match await_migration(pause.qmp(), "pre-switchover", LOOK_UP) {
-                Ok(()) => return Ok(true),
-                Err(Error::Timeout { .. }) => {}
-                Err(error) => return Err(error),
+            match await_news(pause.qmp())? {
+                News::Completed => return Ok(true),
+                News::Pass => {
+                    self.sink.moment(Moment::BeforePause);
+                    continue;
+                }
+                News::None => {}
             }
             self.cancel.check()?;
-            match memory.milestones.recv_timeout(Duration::ZERO) {
-                Ok(Milestone::End) => return Err(migration_ended(pause.qmp())),
-                Ok(Milestone::Pages) | Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(Error::Cancelled),
+            if memory.milestones.try_recv() == Ok(Milestone::End) {
+                return is_completed(pause.qmp());
             }
             match judge(&progress(pause.qmp())?) {
-                Verdict::GoOn => {}
                 Verdict::AllowPause(longer) if longer > allowed => {
                     allowed = longer;
                     set_parameters(pause.qmp(), millis(longer))?;
                 }
-                Verdict::AllowPause(_) => {}
-                Verdict::GiveUp if self.may_copy_on_write() => return Ok(false),
+                Verdict::GoOn | Verdict::AllowPause(_) => {}
+                Verdict::GiveUp if self.may_copy_on_write() => {
+                    cancel_migration(pause.qmp())?;
+                    // It may have caught up at the last moment.
+                    return Ok(is_completed(pause.qmp()).unwrap_or(false));
+                }
                 // Nothing else works here: stand still for what is left.
                 Verdict::GiveUp => {
                     pause.stop()?;
-                    await_migration(pause.qmp(), "pre-switchover", STEP_LIMIT)?;
-                    return Ok(true);
+                    return self.await_completion(pause).map(|()| true);
                 }
             }
         }
@@ -188,32 +181,48 @@ impl<'scope> Run<'scope, '_> {
         self.params.way.is_none() && self.params.abilities.copy_on_write.is_ok()
     }
 
-    /// Waits until QEMU has sent everything.
-    fn await_completion(&self, pause: &mut Pause<'_>, limit: Option<Duration>) -> Result<()> {
-        let deadline = limit.map(|limit| Instant::now() + limit);
-        loop {
-            match await_migration(pause.qmp(), "completed", LOOK_UP) {
-                Err(Error::Timeout { .. }) if deadline.is_none_or(|d| Instant::now() < d) => {
-                    self.cancel.check()?;
-                }
-                done => return done,
-            }
+    /// Waits until QEMU has sent everything of a guest that stands still.
+    fn await_completion(&self, pause: &mut Pause<'_>) -> Result<()> {
+        while await_news(pause.qmp())? != News::Completed {
+            self.cancel.check()?;
         }
+        Ok(())
     }
 }
 
-/// Waits for a migration to come into a state, or to fail.
-fn await_migration(qmp: &mut Qmp, state: &str, limit: Duration) -> Result<()> {
-    let ended = |event: &Event| {
-        event.is("MIGRATION", "status", state)
-            || event.is("MIGRATION", "status", "failed")
-            || event.is("MIGRATION", "status", "cancelled")
+/// What QEMU tells of a migration under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It has ended well; the guest stands still.
+    Completed,
+    /// Another pass over memory begins.
+    Pass,
+    /// Nothing, for a while.
+    None,
+}
+
+/// Waits a while for news; a migration that failed is an error.
+fn await_news(qmp: &mut Qmp) -> Result<News> {
+    const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+    let is_news = |event: &Event| {
+        event.name == "MIGRATION_PASS"
+            || ENDS.iter().any(|status| event.is("MIGRATION", "status", status))
     };
-    let event = qmp.wait_event("get on with saving its memory", limit, ended)?;
-    if event.is("MIGRATION", "status", state) {
-        return Ok(());
+    match qmp.wait_event("get on with saving its memory", LOOK_UP, is_news) {
+        Ok(event) if event.name == "MIGRATION_PASS" => Ok(News::Pass),
+        Ok(event) if event.is("MIGRATION", "status", "completed") => Ok(News::Completed),
+        Ok(_) => Err(migration_ended(qmp)),
+        Err(Error::Timeout { .. }) => Ok(News::None),
+        Err(error) => Err(error),
     }
-    Err(migration_ended(qmp))
+}
+
+/// Says whether a migration that is over was completed; its failure is the error.
+fn is_completed(qmp: &mut Qmp) -> Result<bool> {
+    match migration_status(qmp)?.as_str() {
+        "completed" => Ok(true),
+        _ => Err(migration_ended(qmp)),
+    }
 }
 
 /// Says why QEMU has ended a migration before its time.
