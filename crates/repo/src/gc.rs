@@ -75,7 +75,7 @@ pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
 /// snapshots to forget.
 fn mark(vault: &Vault) -> Result<(Segments, bool), Error> {
     // In this order: what is needed was stored before it could be needed.
-    let (records, forgettable) = needed_records(vault)?;
+    let (records, forgettable) = needed_records(vault, Deletions::has)?;
     let needed = reach::segments(vault, &records)?;
     let present = present(vault)?;
     // A listing that lacks what must be there is not to be trusted.
@@ -90,15 +90,19 @@ fn present(vault: &Vault) -> Result<Segments, Error> {
     Ok(listed.iter().filter_map(|listed| SegmentName::from_key(&listed.key)).collect())
 }
 
-/// Returns the snapshots that are not deleted or that someone reads.
-fn needed_records(vault: &Vault) -> Result<(Vec<SnapshotRecord>, bool), Error> {
+/// Returns the snapshots that are not deleted, in one sense or the other, or
+/// that someone reads; and whether there are others.
+fn needed_records(
+    vault: &Vault,
+    is_deleted: fn(&Deletions, SnapshotId) -> bool,
+) -> Result<(Vec<SnapshotRecord>, bool), Error> {
     let deletions = Deletions::read(vault)?;
     let pinned = pinned(vault)?;
     let mut records = Vec::new();
     let mut forgettable = deletions.collected().any(|snapshot| !pinned.contains(&snapshot));
     for listed in vault.store.list("outcome/")? {
         let id = listed.key["outcome/".len()..].parse::<SnapshotId>().ok();
-        if id.is_some_and(|id| deletions.has(id) && !pinned.contains(&id)) {
+        if id.is_some_and(|id| is_deleted(&deletions, id) && !pinned.contains(&id)) {
             forgettable = true;
             continue;
         }
@@ -156,7 +160,8 @@ fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     }
     let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
     Deletions::read(vault)?.collect_open(vault)?;
-    let (records, _) = needed_records(vault)?;
+    // A snapshot whose deletion came after that can still be undone.
+    let (records, _) = needed_records(vault, Deletions::has_collected)?;
     let needed = reach::segments(vault, &records)?;
     let doomed = condemned.difference(&needed).copied().collect();
     match epoch::put(vault, epoch, Stage::Final, &doomed)? {

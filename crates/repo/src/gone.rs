@@ -63,6 +63,13 @@ impl Deletions {
             .is_some_and(|ends| ends.values().any(|end| *end != End::Undone))
     }
 
+    /// Whether a snapshot is deleted for good.
+    pub(crate) fn has_collected(&self, snapshot: SnapshotId) -> bool {
+        self.by_snapshot
+            .get(&snapshot)
+            .is_some_and(|ends| ends.values().any(|end| *end == End::Collected))
+    }
+
     /// Returns the deletions that can still be undone.
     fn open(&self) -> impl Iterator<Item = (SnapshotId, u32)> + '_ {
         self.by_snapshot.iter().flat_map(|(snapshot, ends)| {
@@ -73,8 +80,7 @@ impl Deletions {
 
     /// Returns the snapshots whose content nobody can ask for again.
     pub(crate) fn collected(&self) -> impl Iterator<Item = SnapshotId> + '_ {
-        let collected = |ends: &BTreeMap<u32, End>| ends.values().any(|e| *e == End::Collected);
-        self.by_snapshot.iter().filter(move |(_, ends)| collected(ends)).map(|(id, _)| *id)
+        self.by_snapshot.keys().copied().filter(|snapshot| self.has_collected(*snapshot))
     }
 
     /// Ends all open deletions for good; some may be undone before.

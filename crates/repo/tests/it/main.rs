@@ -12,6 +12,7 @@ mod full;
 mod gc;
 mod keys;
 mod model;
+mod protocol;
 mod sparse;
 mod support;
 mod together;
