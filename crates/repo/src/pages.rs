@@ -39,6 +39,18 @@ impl Default for Pages {
 }
 
 impl Pages {
+    /// Makes an empty window that uses the memory of an old one.
+    pub(crate) fn reusing(mut data: Vec<u8>) -> Self {
+        data.clear();
+        Self { data, ..Self::default() }
+    }
+
+    /// Returns the memory, if it is that of a full window.
+    pub(crate) fn into_memory(self) -> Option<Vec<u8>> {
+        let full = WINDOW_BLOCKS * BLOCK_SIZE;
+        (full..=2 * full).contains(&self.data.capacity()).then_some(self.data)
+    }
+
     /// Takes whole blocks from block `first` on.
     pub(crate) fn put(&mut self, first: usize, bytes: &[u8]) {
         let count = bytes.len() / BLOCK_SIZE;

@@ -27,6 +27,7 @@ use crate::image::ImageState;
 use crate::index::{Hooks, Lookup};
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
+use crate::pages::Pages;
 use crate::parents::Parents;
 use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer};
 use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
@@ -47,6 +48,9 @@ const LEAST_QUEUE: u64 = 32 << 20;
 const STORING_THREADS: usize = 2;
 /// Frames that the session remembers for joining equal ones, in bytes.
 const WRITTEN_CACHE: usize = 32 << 20;
+
+/// Windows of memory kept for reuse: fresh memory costs page faults.
+const SPARE_WINDOWS: usize = 16;
 
 /// How a session may use the machine.
 #[derive(Debug, Clone)]
@@ -125,6 +129,8 @@ pub(crate) struct Core {
     /// Frames of earlier sessions by content.
     pub lookup: Lookup,
     pub hooks: Mutex<Hooks>,
+    /// Memory of windows that are stored, for windows to come.
+    spare: Mutex<Vec<Vec<u8>>>,
     numbers: Arc<Numbers>,
     images: AtomicU64,
     pub parents: Parents,
@@ -145,6 +151,21 @@ impl Core {
         let sink = if kind == FrameKind::Node { &self.meta } else { &self.data };
         let place = sink.append(codec, stored, bytes.len(), Identity::Node(kind, id));
         NodePointer { place, id }
+    }
+
+    /// Returns an empty window for blocks that come one after the other.
+    pub(crate) fn large_pages(&self) -> Pages {
+        let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        spare.map_or_else(Pages::default, Pages::reusing)
+    }
+
+    fn recycle(&self, pages: Pages) {
+        if let Some(memory) = pages.into_memory() {
+            let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+            if spare.len() < SPARE_WINDOWS {
+                spare.push(memory);
+            }
+        }
     }
 
     pub(crate) fn stats(&self) -> SessionStats {
@@ -195,6 +216,7 @@ impl Session {
             written: Cache::new(WRITTEN_CACHE),
             lookup: Lookup::begin(&vault, &slot.forbidden)?,
             hooks: Mutex::default(),
+            spare: Mutex::default(),
             numbers: Arc::clone(&numbers),
             images: AtomicU64::new(0),
             parents: Parents::new(slot.forbidden.clone()),
@@ -347,7 +369,7 @@ fn work_off(core: Arc<Core>) {
             })
         });
         let (image, window, bytes) = (job.image.number, job.window, job.pages.weight());
-        drop(job);
+        core.recycle(job.pages);
         core.lanes.done(image, window, bytes, result);
     }
 }

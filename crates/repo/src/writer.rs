@@ -141,7 +141,9 @@ impl ImageWriter {
         if self.pages.is_empty() {
             return self.core.lanes.check();
         }
-        let pages = std::mem::take(&mut self.pages);
+        // After a full window another is likely.
+        let next = if self.pages.is_full() { self.core.large_pages() } else { Pages::default() };
+        let pages = std::mem::replace(&mut self.pages, next);
         let image = Arc::clone(&self.image);
         self.core.lanes.submit(Job { image, window: self.window, pages })
     }

@@ -1,15 +1,13 @@
 //! The repository from outside, on real folders.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::cast_possible_truncation,
-    reason = "a test that meets the unexpected fails"
-)]
+#![cfg(test)]
+#![expect(clippy::cast_possible_truncation, reason = "tests run on 64-bit machines only")]
 
 mod damage;
 mod died;
 mod full;
 mod gc;
+mod judge;
 mod keys;
 mod model;
 mod protocol;
