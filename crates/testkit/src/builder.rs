@@ -22,6 +22,7 @@ impl Guest {
             kind,
             qemu: None,
             machine: "q35".to_owned(),
+            accelerator: "tcg".to_owned(),
             memory_mib: kind.memory_mib(),
             cpus: 1,
             disks: vec![Disk::system(Format::Qcow2)],
@@ -40,6 +41,7 @@ pub struct GuestBuilder {
     pub(crate) kind: GuestKind,
     qemu: Option<Qemu>,
     machine: String,
+    accelerator: String,
     memory_mib: u32,
     cpus: u32,
     pub(crate) disks: Vec<Disk>,
@@ -63,6 +65,13 @@ impl GuestBuilder {
     #[must_use]
     pub fn machine(mut self, machine: &str) -> Self {
         machine.clone_into(&mut self.machine);
+        self
+    }
+
+    /// Sets the value of `-accel`; `tcg` unless set, which works everywhere.
+    #[must_use]
+    pub fn accelerator(mut self, accelerator: &str) -> Self {
+        accelerator.clone_into(&mut self.accelerator);
         self
     }
 
@@ -154,8 +163,8 @@ impl GuestBuilder {
 
     fn add_base(&self, prepared: &mut Prepared) -> Result<(), Error> {
         let image = self.kind.image()?;
-        let base = ["-no-user-config", "-nodefaults", "-display", "none", "-accel", "tcg"];
-        prepared.add(base);
+        prepared.add(["-no-user-config", "-nodefaults", "-display", "none"]);
+        prepared.add(["-accel", &self.accelerator]);
         prepared.add(["-machine", &self.machine, "-m", &self.memory_mib.to_string()]);
         prepared.add(["-smp", &self.cpus.to_string()]);
         prepared.add(["-kernel", &text(&image.kernel), "-initrd", &text(&image.initrd)]);

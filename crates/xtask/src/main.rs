@@ -2,7 +2,9 @@
 //! that was asked for; it does no work itself.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "chores talk to the developer")]
 
+mod accelerator;
 mod bench;
+mod demo;
 mod failure;
 mod guests;
 mod process;
@@ -22,9 +24,10 @@ struct Chore {
 }
 
 const CHORES: &[Chore] = &[
-    Chore { name: "bench", about: bench::ABOUT, run: bench::chore },
     Chore { name: "setup", about: setup::ABOUT, run: setup::chore },
     Chore { name: "guests", about: guests::ABOUT, run: guests::chore },
+    Chore { name: "demo", about: demo::ABOUT, run: demo::chore },
+    Chore { name: "bench", about: bench::ABOUT, run: bench::chore },
     Chore { name: "test", about: test::ABOUT, run: test::chore },
     Chore { name: "tidy", about: tidy::ABOUT, run: tidy::chore },
 ];
