@@ -1,5 +1,6 @@
 //! The command against real QEMU and real guests.
 
 mod command;
+mod documented;
 mod revert;
 mod tpm;
