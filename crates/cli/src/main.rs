@@ -8,6 +8,7 @@ mod output;
 mod progress;
 mod text;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,10 +21,16 @@ fn main() -> ExitCode {
     let Arguments { globals, command } = Arguments::parse();
     start_log(&globals);
     let output = Output::new(&globals);
-    let exit = commands::run(&globals, command, &output).unwrap_or_else(|error| {
-        output.error(&error);
-        Exit::of(&error)
-    });
+    // The panic has been printed, and what it unwound has let go of the guest.
+    let done = catch_unwind(AssertUnwindSafe(|| commands::run(&globals, command, &output)));
+    let exit = match done {
+        Ok(Ok(exit)) => exit,
+        Ok(Err(error)) => {
+            output.error(&error);
+            Exit::of(&error)
+        }
+        Err(_) => Exit::Bug,
+    };
     exit.into()
 }
 
