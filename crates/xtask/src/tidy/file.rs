@@ -48,7 +48,7 @@ impl<'a> File<'a> {
     /// Says whether all of the file is there for tests only.
     pub(super) fn is_test(&self) -> bool {
         let mut parts = self.path.split('/');
-        parts.any(|part| part == "tests" || part == "tests.rs")
+        parts.any(|part| part == "tests" || part == "tests.rs" || part.ends_with("_tests.rs"))
     }
 
     /// Returns the Rust code outside of tests.
