@@ -45,10 +45,6 @@ where
 fn open(guest: &mut Guest) -> Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
     let name = format!("{PREFIX}load");
-    guest.qmp.execute(
-        "migrate-set-capabilities",
-        json!({"capabilities": [{"capability": "events", "state": true}]}),
-    )?;
     guest.qmp.pass_descriptor(&name, theirs.as_fd())?;
     guest.qmp.execute("migrate-incoming", json!({"uri": format!("fd:{name}")}))?;
     Ok(ours)

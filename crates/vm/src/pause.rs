@@ -101,7 +101,10 @@ impl Drop for Pause<'_> {
         if self.owed
             && let Err(error) = ensure_running(self.qmp)
         {
-            tracing::error!(%error, "the guest could not be resumed");
+            match error {
+                Error::Gone { .. } => tracing::debug!("there is no guest any more to resume"),
+                error => tracing::error!(%error, "the guest could not be resumed"),
+            }
         }
     }
 }

@@ -122,6 +122,7 @@ pub fn capture(
     if !params.disks.is_empty() {
         params.abilities.require_disk_snapshots()?;
     }
+    cancel.check()?;
     let captured = std::thread::scope(|scope| {
         let run = Run { scope, params, sink, cancel };
         run.capture(&mut guest.qmp)

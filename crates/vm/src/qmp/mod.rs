@@ -24,6 +24,11 @@ use wire::{Wire, WireError};
 /// How long a command may take when nothing else is said.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
+/// How long a command may take after one was not answered in time, until QEMU
+/// answers again. So a QEMU that hangs costs one deadline, and not one for each
+/// command that would tidy up.
+const SILENT_DEADLINE: Duration = Duration::from_secs(2);
+
 /// How long a monitor may take to greet: longer means that another client holds it.
 const GREETING_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -54,6 +59,8 @@ pub struct Qmp {
     events: VecDeque<Event>,
     next_id: u64,
     peer: i32,
+    /// The last command was not answered in time.
+    silent: bool,
 }
 
 impl Qmp {
@@ -65,7 +72,8 @@ impl Qmp {
             .map_err(|source| Error::Connect { path: path.to_owned(), source: source.into() })?
             .pid
             .as_raw_pid();
-        let mut qmp = Self { wire: Wire::new(stream), events: VecDeque::new(), next_id: 0, peer };
+        let wire = Wire::new(stream);
+        let mut qmp = Self { wire, events: VecDeque::new(), next_id: 0, peer, silent: false };
         let greeting = match qmp.wire.read_line(Instant::now() + GREETING_DEADLINE) {
             Ok(line) => parse(&line)?,
             Err(WireError::Deadline) => {
@@ -182,9 +190,12 @@ impl Qmp {
     }
 
     fn answer(&mut self, command: &str, id: u64, limit: Duration) -> Result<Value> {
+        let limit = if self.silent { limit.min(SILENT_DEADLINE) } else { limit };
         let deadline = Instant::now() + limit;
         loop {
-            let mut message = self.read(command, deadline, limit)?;
+            let read = self.read(command, deadline, limit);
+            self.silent = matches!(read, Err(Error::Timeout { .. }));
+            let mut message = read?;
             if message.contains_key("event") {
                 if let Some(event) = event_of(message)? {
                     self.keep(event);
