@@ -1,6 +1,7 @@
 //! Shows what goes on, and lets a test hold or kill the process at a step.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -16,23 +17,25 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// How often a held process looks whether it may go on.
 const HOLD_INTERVAL: Duration = Duration::from_millis(5);
 
-/// What a fault test wants to happen at a step.
-#[derive(Debug, Clone)]
+/// What a fault test wants to happen when a step is reached for the first time.
+#[derive(Debug)]
 pub(crate) struct Fault {
     step: String,
     /// The process is killed, unless it is held by this file: it goes on when the
     /// file is gone.
     held_by: Option<PathBuf>,
+    struck: AtomicBool,
 }
 
 impl Fault {
     /// Reads `STEP`, which kills the process there, or `STEP:FILE`, which makes
     /// FILE there and waits until it is gone.
     pub(crate) fn parse(text: &str) -> Self {
-        match text.split_once(':') {
-            Some((step, file)) => Self { step: step.to_owned(), held_by: Some(file.into()) },
-            None => Self { step: text.to_owned(), held_by: None },
-        }
+        let (step, held_by) = match text.split_once(':') {
+            Some((step, file)) => (step, Some(file.into())),
+            None => (text, None),
+        };
+        Self { step: step.to_owned(), held_by, struck: AtomicBool::new(false) }
     }
 
     fn strike(&self) {
@@ -73,6 +76,7 @@ impl Observer for Show {
         tracing::info!(step = step.name(), "reached");
         if let Some(fault) = &self.fault
             && fault.step == step.name()
+            && !fault.struck.swap(true, Ordering::Relaxed)
         {
             fault.strike();
         }

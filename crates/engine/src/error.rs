@@ -56,10 +56,18 @@ impl Error {
         Self::new(ErrorKind::Refused, what)
     }
 
-    /// Adds why.
+    /// Adds why. Of an error of this room it takes over what to do about it, and
+    /// that it is an interruption.
     #[must_use]
     pub fn because(mut self, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         let source = source.into();
+        if let Some(own) = source.downcast_ref::<Self>() {
+            if own.kind == ErrorKind::Interrupted {
+                self.kind = own.kind;
+            }
+            self.state = self.state.or_else(|| own.state.clone());
+            self.hint = self.hint.or_else(|| own.hint.clone());
+        }
         if let Some(vm) = source.downcast_ref::<tintype_vm::Error>()
             && vm.kind() == tintype_vm::ErrorKind::Cancelled
         {
@@ -80,6 +88,28 @@ impl Error {
     #[must_use]
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the state that things are in now, if whoever failed did not know it.
+    #[must_use]
+    pub(crate) fn state_unless_known(mut self, state: &str) -> Self {
+        self.state.get_or_insert_with(|| state.to_owned());
+        self
+    }
+
+    /// Adds what to type next, if it is a full file system that failed us.
+    #[must_use]
+    pub(crate) fn hint_if_full(self) -> Self {
+        let mut cause = self.source();
+        while let Some(source) = cause {
+            let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
+            if kind == Some(std::io::ErrorKind::StorageFull) {
+                return self
+                    .hint("make room there, or give a repository in a larger place with --repo");
+            }
+            cause = source.source();
+        }
         self
     }
 

@@ -1,10 +1,24 @@
 //! Repairs what a killed command left, before the next one does anything.
 
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tintype_types::SnapshotId;
+use tintype_vm::Footprint;
+
 use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
+use crate::revert::cannot_revert;
 use crate::vms::LeasedVm;
+
+/// How long a QEMU takes at most from its start until it listens.
+const START_LIMIT: Duration = Duration::from_secs(1);
+
+/// Between two looks whether it does.
+const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
 impl Engine {
     /// Finishes or takes back what the last command was about to do. Doing it
@@ -13,40 +27,85 @@ impl Engine {
         match self.intent(&vm.name)? {
             None => return Ok(()),
             Some(Intent::Take { footprint }) => {
-                if footprint.process.is_alive() {
-                    let mut guest = vm.connect()?;
-                    guest.erase(&footprint).map_err(|error| {
-                        Error::failed(format!(
-                            "cannot repair what a killed take left in `{}`",
-                            vm.name
-                        ))
-                        .because(error)
-                        .hint(
-                            "try again; if QEMU does not answer, `tintype vm stop --force` ends it",
-                        )
-                    })?;
-                }
+                erase(vm, &footprint)?;
                 self.config.observer.notice(&format!(
                     "a take of `{}` had been interrupted; what it left is cleaned up",
                     vm.name
                 ));
             }
-            Some(Intent::Revert { target, safety }) => {
-                let repository = self.repository()?;
-                let read = |id| {
-                    let record =
-                        repository.snapshot(id).map_err(Error::step("cannot read the snapshot"))?;
-                    Snapshot::read(record)
-                };
-                let target = read(target)?;
-                let safety = safety.map(read).transpose()?;
-                self.config.observer.notice(&format!(
-                    "a revert of `{}` to `{}` had been interrupted; it is finished now",
-                    vm.name, target.record.name
-                ));
-                self.become_snapshot(&repository, vm, &target, safety.as_ref())?;
+            Some(Intent::Revert { repository, target, safety }) => {
+                self.finish_revert(vm, repository, target, safety)?;
+            }
+            Some(Intent::Reverted { process, run }) => {
+                if run && process.is_alive() {
+                    vm.connect()?.start_running().map_err(Error::step(format!(
+                        "cannot let `{}` run, which was reverted",
+                        vm.name
+                    )))?;
+                }
             }
         }
         self.forget_intent(&vm.name)
     }
+
+    fn finish_revert(
+        &self,
+        vm: &mut LeasedVm,
+        place: PathBuf,
+        target: SnapshotId,
+        safety: Option<SnapshotId>,
+    ) -> Result<()> {
+        let repository = self.repository_at(&place)?;
+        let read = |id| {
+            let record =
+                repository.snapshot(id).map_err(Error::step("cannot read the snapshot"))?;
+            Snapshot::read(record)
+        };
+        let target = read(target)?;
+        let safety = safety.map(read).transpose()?;
+        self.config.observer.notice(&format!(
+            "a revert of `{}` to `{}` had been interrupted; it is finished now",
+            vm.name, target.record.name
+        ));
+        await_start(vm);
+        // What the disks are now is not known: all of them is compared.
+        let became = self.become_snapshot(&repository, vm, &target, None);
+        became.map(drop).map_err(|error| {
+            let error = cannot_revert(vm, &target).because(error);
+            self.go_back(&repository, place, vm, safety.as_ref(), error)
+        })
+    }
+
+    /// Takes back a take that was to be followed by a revert, which will not be.
+    pub(crate) fn take_back_safety(&self, vm: &LeasedVm) -> Result<()> {
+        if let Some(Intent::Take { footprint }) = self.intent(&vm.name)? {
+            erase(vm, &footprint)?;
+        }
+        self.forget_intent(&vm.name)
+    }
+}
+
+/// Waits for the QEMU that the killed revert may have started and that does not
+/// listen yet: it would hold the disks.
+fn await_start(vm: &LeasedVm) {
+    let deadline = Instant::now() + START_LIMIT;
+    while !vm.is_alive() && Instant::now() < deadline {
+        sleep(RETRY_INTERVAL);
+    }
+}
+
+/// Takes back what a take has changed in QEMU, and lets the guest run.
+fn erase(vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
+    if !footprint.process.is_alive() {
+        return Ok(());
+    }
+    let cannot =
+        || Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name));
+    let mut guest = vm.connect().map_err(|error| cannot().because(error))?;
+    guest.erase(footprint).map_err(|error| {
+        cannot().because(error).hint(format!(
+            "try again; if QEMU does not answer, `kill -9 {}` ends it, as a power cut would",
+            footprint.process.pid
+        ))
+    })
 }

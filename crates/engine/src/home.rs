@@ -15,7 +15,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -103,11 +103,28 @@ impl Home {
     /// Makes a private folder that goes away with the returned value.
     pub(crate) fn short_lived_folder(&self) -> Result<tempfile::TempDir> {
         let run = self.path.join("run");
+        remove_leftovers(&run);
         tempfile::Builder::new()
-            .prefix("t")
+            .prefix(&format!("t{}-", std::process::id()))
             .rand_bytes(6)
+            .permissions(fs::Permissions::from_mode(0o700))
             .tempdir_in(&run)
             .map_err(Error::io("make a folder in", &run))
+    }
+}
+
+/// Removes the short-lived folders of processes that were killed. What cannot be
+/// removed now is tried again by the next command.
+fn remove_leftovers(run: &Path) {
+    let Ok(entries) = fs::read_dir(run) else { return };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix('t')?.split_once('-'));
+        let owner = owner.and_then(|(process, _)| process.parse::<u32>().ok());
+        let is_folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+        if is_folder && owner.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists()) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
     }
 }
 

@@ -1,9 +1,11 @@
 //! What a command is about to do to a VM, on disk before it does it, so that the
 //! next command can finish it or take it back.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use tintype_types::{SnapshotId, VmName};
-use tintype_vm::Footprint;
+use tintype_vm::{Footprint, ProcessId};
 
 use crate::Engine;
 use crate::error::Result;
@@ -20,10 +22,20 @@ pub(crate) enum Intent {
     },
     /// A revert overwrites the VM: finish it.
     Revert {
+        /// The repository of both snapshots.
+        repository: PathBuf,
         /// The snapshot that the VM is to become.
         target: SnapshotId,
         /// The snapshot of what is overwritten.
         safety: Option<SnapshotId>,
+    },
+    /// A revert has loaded its target: let the guest run. From here on it may have
+    /// run and written, so nothing is overwritten any more.
+    Reverted {
+        /// The QEMU that has loaded it.
+        process: ProcessId,
+        /// Whether the guest is to run.
+        run: bool,
     },
 }
 

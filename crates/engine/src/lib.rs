@@ -24,7 +24,7 @@ mod verify;
 mod vms;
 mod watchdog;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,16 +83,27 @@ impl Engine {
 
     /// Opens the repository. The default one is made on first use.
     pub(crate) fn repository(&self) -> Result<Repository> {
-        let place = self.repository_place();
+        self.repository_at(&self.repository_place())
+    }
+
+    /// Opens the repository in a place, which may not be the one of this command.
+    pub(crate) fn repository_at(&self, place: &Path) -> Result<Repository> {
         let cannot = |error| {
             Error::failed(format!("cannot open the repository {}", place.display()))
                 .because(error)
+                .state("nothing was changed")
                 .hint("`tintype init` makes one; --repo or TINTYPE_REPO says where it is")
         };
         if self.config.repository.is_none() && !place.exists() {
-            return Repository::init(&place, InitParams::default()).map_err(cannot);
+            return Repository::init(place, InitParams::default()).map_err(cannot);
         }
-        Repository::open(&place).map_err(cannot)
+        Repository::open(place).map_err(cannot)
+    }
+
+    /// Returns the place of the repository for a command that starts in another folder.
+    pub(crate) fn absolute_repository_place(&self) -> PathBuf {
+        let place = self.repository_place();
+        std::path::absolute(&place).unwrap_or(place)
     }
 
     fn repository_place(&self) -> PathBuf {

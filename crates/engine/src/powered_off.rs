@@ -73,6 +73,7 @@ impl Engine {
             details: serde_json::to_value(details).expect("our own values are plain data"),
         };
         self.config.observer.step(Step::TakeStored);
+        self.check_interruption().map_err(|error| error.state("no snapshot was taken"))?;
         let record = session
             .commit(draft)
             .map_err(Error::step("the repository did not keep the snapshot"))?;

@@ -10,18 +10,18 @@
 //! on the revert is finished, by this command or the next: every step can be
 //! done twice.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tintype_repo::{Repository, VerifyLevel};
 use tintype_types::{SnapshotId, VmName};
-use tintype_vm::{Afterwards, Guest};
+use tintype_vm::{Afterwards, Cancel, Guest};
 
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Purpose, Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
 use crate::intent::Intent;
 use crate::memory;
@@ -29,6 +29,7 @@ use crate::observer::Step;
 use crate::take::{TakeParams, Wish, next_name};
 use crate::verify::VerifyProgress;
 use crate::vms::LeasedVm;
+use crate::watchdog::Watchdog;
 
 /// How a revert went.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -60,24 +61,53 @@ impl Engine {
         let began = Instant::now();
         let mut vm = self.lease(vm, "revert")?;
         self.config.observer.step(Step::RevertLease);
+        self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
         let repository = self.repository()?;
         let target = self.find_snapshot(&repository, snapshot, Some(&vm.name))?;
         self.refuse_misfit(&repository, &vm, &target)?;
         self.config.observer.step(Step::RevertVerified);
-        let safety = if safety { self.safety_snapshot(&repository, &mut vm)? } else { None };
+        self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
+        let (safety, watchdog) = match safety {
+            true => self.safety_snapshot(&repository, &mut vm)?,
+            false => (None, None),
+        };
         self.config.observer.step(Step::RevertSafety);
         let intent = Intent::Revert {
+            repository: self.absolute_repository_place(),
             target: target.record.id,
             safety: safety.as_ref().map(|safety| safety.record.id),
         };
-        self.intend(&vm.name, &intent)?;
+        // It takes the place of the safety take's intent: a guest that stands
+        // still for it is owed to one of the two at any moment.
+        let intended = self.check_interruption().and_then(|()| self.intend(&vm.name, &intent));
+        if let Err(error) = intended {
+            self.take_back_safety(&vm)?;
+            return Err(cannot_revert(&vm, &target)
+                .because(error)
+                .state("nothing was changed; the guest runs on if it ran before"));
+        }
+        if let Some(watchdog) = watchdog {
+            watchdog.dismiss();
+        }
         self.config.observer.step(Step::RevertIntent);
         let became = self.become_snapshot(&repository, &mut vm, &target, safety.as_ref());
-        let became =
-            became.map_err(|error| self.go_back(&repository, &mut vm, safety.as_ref(), error))?;
+        let became = became.map_err(|error| {
+            let error = cannot_revert(&vm, &target).because(error);
+            self.go_back(
+                &repository,
+                self.absolute_repository_place(),
+                &mut vm,
+                safety.as_ref(),
+                error,
+            )
+        })?;
         let running_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
         self.forget_intent(&vm.name)?;
         self.config.observer.step(Step::RevertForgotten);
+        if self.config.cancel.is_cancelled() {
+            let notice = "it was too late to stop: the VM was being overwritten already, so the revert was finished";
+            self.config.observer.notice(notice);
+        }
         Ok(RevertReport {
             vm: vm.name.clone(),
             snapshot: target.record.id,
@@ -130,7 +160,8 @@ impl Engine {
             self.place(vm, &target.record)?;
             return Ok("stopped".to_owned());
         }
-        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &[] };
+        // The guest does not run before it is noted that it may have.
+        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
         let mut guest = self.launch(vm, extra)?;
         observer.step(Step::RevertStarted);
         if has_memory {
@@ -145,9 +176,11 @@ impl Engine {
         vm.state.process = guest.process();
         vm.state.inventory = target.details.inventory.clone();
         self.place(vm, &target.record)?;
+        let run = target.details.was_running;
+        self.intend(&vm.name, &Intent::Reverted { process: vm.state.process, run })?;
         observer.step(Step::RevertLineage);
         let cannot = |error| Error::failed("the guest cannot be started").because(error);
-        if has_memory && target.details.was_running {
+        if run {
             guest.start_running().map_err(cannot)?;
         }
         guest.run_state().map_err(cannot)
@@ -164,7 +197,8 @@ impl Engine {
             state.ok_or_else(|| Error::failed("the snapshot has memory and no device state"))?;
         let state =
             repository.read_blob(state).map_err(Error::step("cannot read the device state"))?;
-        memory::load(repository, guest, target, &state, &self.config.cancel)
+        // What is half overwritten is of no use: this is not interrupted.
+        memory::load(repository, guest, target, &state, &Cancel::default())
     }
 
     /// Refuses a snapshot that is not whole, or that cannot run here.
@@ -175,15 +209,15 @@ impl Engine {
         target: &Snapshot,
     ) -> Result<()> {
         let refused = |why: String| {
-            Error::refused(format!("cannot revert `{}` to `{}`", vm.name, target.record.name))
-                .because(why)
-                .state("nothing was changed")
+            let what = cannot_revert(vm, target).to_string();
+            Error::refused(what).because(why).state("nothing was changed")
         };
         if target.record.vm != vm.state.id {
             return Err(refused(format!(
                 "it is a snapshot of `{}`, another VM",
                 target.record.vm_name
-            )));
+            ))
+            .hint(format!("`tintype log {}` lists the snapshots of this VM", vm.name)));
         }
         let line = &target.details.command_line;
         if let Some(word) = tintype_vm::arguments::inherited_descriptor(&line.arguments) {
@@ -210,7 +244,8 @@ impl Engine {
                     return Err(refused(format!(
                         "the file of the disk `{name}`, {}, is not there",
                         path.display()
-                    )));
+                    ))
+                    .hint("put it back; what is in it is overwritten, its size and format stay"));
                 }
                 Some(_) => {}
             }
@@ -232,7 +267,7 @@ impl Engine {
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
-    ) -> Result<Option<Snapshot>> {
+    ) -> Result<(Option<Snapshot>, Option<Watchdog>)> {
         let taken: Vec<_> = self
             .snapshots_of(repository, vm.state.id)?
             .into_iter()
@@ -245,14 +280,19 @@ impl Engine {
         let name = next_name("safety", &taken);
         let began = Instant::now();
         let cannot = |error: Error| {
-            Error::failed("cannot take a safety snapshot of what the revert overwrites")
-                .because(error)
-                .state("nothing was changed")
-                .hint("--no-safety reverts without one: what is there now is lost then")
+            let cannot =
+                Error::failed("cannot take a safety snapshot of what the revert overwrites");
+            match error.kind() {
+                ErrorKind::Interrupted => cannot.because(error),
+                _ => cannot
+                    .hint("--no-safety reverts without one: what is there now is lost then")
+                    .because(error),
+            }
+            .state_unless_known("nothing was changed")
         };
         if !vm.is_alive() {
             let taken = self.take_powered_off(repository, vm, name, &params, began);
-            return taken.map(Some).map_err(cannot);
+            return taken.map(|taken| (Some(taken), None)).map_err(cannot);
         }
         let mut guest = vm.connect()?;
         let wish = Wish {
@@ -262,23 +302,28 @@ impl Engine {
             afterwards: Afterwards::StandStill,
             began,
         };
-        self.take_running(repository, vm, &mut guest, wish).map(Some).map_err(cannot)
+        let taken = self.take_running(repository, vm, &mut guest, wish);
+        taken.map(|(taken, watchdog)| (Some(taken), Some(watchdog))).map_err(cannot)
     }
 
     /// Puts back what a failed revert has overwritten, as far as it is known.
-    fn go_back(
+    pub(crate) fn go_back(
         &self,
         repository: &Repository,
+        place: PathBuf,
         vm: &mut LeasedVm,
         safety: Option<&Snapshot>,
         error: Error,
     ) -> Error {
         let Some(safety) = safety else {
             return error
-                .state("the VM is partly overwritten and stopped; there is no safety snapshot")
+                .state("the VM is stopped, and partly overwritten")
                 .hint(format!("`tintype vm show {}` tries again to finish the revert", vm.name));
         };
-        let back = self.become_snapshot(repository, vm, safety, None);
+        let intent = Intent::Revert { repository: place, target: safety.record.id, safety: None };
+        let back = self
+            .intend(&vm.name, &intent)
+            .and_then(|()| self.become_snapshot(repository, vm, safety, None));
         match back.and_then(|_| self.forget_intent(&vm.name)) {
             Ok(()) => error.state(format!(
                 "the VM is as it was before: it was put back to `{}`",
@@ -289,6 +334,10 @@ impl Engine {
                 .hint(format!("`tintype vm show {}` tries again", vm.name)),
         }
     }
+}
+
+pub(crate) fn cannot_revert(vm: &LeasedVm, target: &Snapshot) -> Error {
+    Error::failed(format!("cannot revert `{}` to `{}`", vm.name, target.record.name))
 }
 
 /// What a VM has become.

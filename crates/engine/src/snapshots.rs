@@ -69,7 +69,12 @@ impl Engine {
             return Ok(found.clone());
         }
         match text.contains('@') {
-            true => Err(none_of(text, vm.as_ref(), &of_vm)),
+            true => match &vm {
+                Some(vm) if of_vm.is_empty() && self.vm_state(vm).is_err() => {
+                    Err(Error::no_such_vm(vm))
+                }
+                vm => Err(none_of(text, vm.as_ref(), &of_vm)),
+            },
             false => by_prefix(text, vm.as_ref(), &all, &of_vm).cloned(),
         }
     }

@@ -41,9 +41,15 @@ pub struct TakeParams {
 impl Engine {
     /// Takes a snapshot of a VM. When this returns, it is durable and was read back.
     pub fn take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
+        self.try_take(vm, params)
+            .map_err(|error| error.state_unless_known("no snapshot was taken").hint_if_full())
+    }
+
+    fn try_take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
         let began = Instant::now();
         let mut vm = self.lease(vm, "take")?;
         self.config.observer.step(Step::TakeLease);
+        self.check_interruption()?;
         let repository = self.repository()?;
         let name = self.snapshot_name(&repository, &vm, params.name.as_ref())?;
         if !vm.is_alive() {
@@ -52,17 +58,22 @@ impl Engine {
         let mut guest = vm.connect()?;
         let wish =
             Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
-        self.take_running(&repository, &mut vm, &mut guest, wish)
+        let (snapshot, watchdog) = self.take_running(&repository, &mut vm, &mut guest, wish)?;
+        self.forget_intent(&vm.name)?;
+        watchdog.dismiss();
+        self.config.observer.step(Step::TakeForgotten);
+        Ok(snapshot)
     }
 
-    /// Takes a snapshot of a VM whose QEMU runs.
+    /// Takes a snapshot of a VM whose QEMU runs. The intent is still there
+    /// afterwards, and a watchdog on duty.
     pub(crate) fn take_running(
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
         guest: &mut Guest,
         wish: Wish<'_>,
-    ) -> Result<Snapshot> {
+    ) -> Result<(Snapshot, Watchdog)> {
         let cannot = |error| {
             Error::failed(format!("cannot take a snapshot of `{}`", vm.name)).because(error)
         };
@@ -75,7 +86,8 @@ impl Engine {
             .begin(SessionParams::default())
             .map_err(Error::step("cannot write to the repository"))?;
         let footprint = guest.footprint(&plan.disks).map_err(cannot)?;
-        self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })?;
+        self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })
+            .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
         let watchdog = self.watch(&vm.name);
         self.config.observer.step(Step::TakeIntent);
         let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
@@ -95,6 +107,7 @@ impl Engine {
             .and_then(|captured| self.draft(vm, guest, sink, captured, &session, &wish, created));
         self.config.observer.step(Step::TakeStored);
         let stored = draft.and_then(|draft| {
+            self.check_interruption()?;
             session.commit(draft).map_err(Error::step("the repository did not keep the snapshot"))
         });
         let record = match stored {
@@ -103,10 +116,12 @@ impl Engine {
         };
         self.config.observer.step(Step::TakeCommitted);
         self.place(vm, &record)?;
-        self.forget_intent(&vm.name)?;
-        watchdog.dismiss();
-        self.config.observer.step(Step::TakeForgotten);
-        Snapshot::read(record)
+        Ok((Snapshot::read(record)?, watchdog))
+    }
+
+    /// Ends a command that was asked to stop and has changed nothing yet.
+    pub(crate) fn check_interruption(&self) -> Result<()> {
+        self.config.cancel.check().map_err(Error::step("it was asked to stop"))
     }
 
     /// Takes back what a failed take has changed. What cannot be taken back now,
@@ -119,18 +134,21 @@ impl Engine {
         watchdog: Watchdog,
         error: Error,
     ) -> Error {
-        match guest
-            .erase(footprint)
-            .map_err(|e| e.to_string())
-            .and_then(|()| self.forget_intent(&vm.name).map_err(|e| e.to_string()))
-        {
-            Ok(()) => {
-                watchdog.dismiss();
-                error.state("no snapshot was taken; the guest runs as before")
+        let erased = guest.erase(footprint).map_err(|error| error.to_string());
+        let has_ended = erased.is_err() && !vm.is_alive();
+        let done = if has_ended { Ok(()) } else { erased };
+        let forgotten =
+            done.and_then(|()| self.forget_intent(&vm.name).map_err(|error| error.to_string()));
+        if forgotten.is_ok() {
+            watchdog.dismiss();
+        }
+        match forgotten {
+            Ok(()) if has_ended => {
+                let hint =
+                    format!("`tintype vm start {0}` or `tintype revert {0} …` starts it", vm.name);
+                error.state("no snapshot was taken; the QEMU of this VM has ended").hint(hint)
             }
-            Err(_) if !vm.is_alive() => {
-                error.state("no snapshot was taken; the QEMU of this VM has ended")
-            }
+            Ok(()) => error.state("no snapshot was taken; the guest runs as before"),
             Err(left) => error
                 .state(format!("no snapshot was taken; QEMU is not as it was yet: {left}"))
                 .hint(format!("`tintype vm show {}` repairs it", vm.name)),

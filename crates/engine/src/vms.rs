@@ -85,6 +85,7 @@ impl Engine {
             Error::failed(format!("cannot start `{name}`"))
                 .because(error)
                 .state("nothing was registered")
+                .hint("tintype changes nothing of a command line but its monitor: try it without")
         })?;
         self.register(name, guest, lease)
     }
@@ -92,27 +93,43 @@ impl Engine {
     /// Registers a QEMU that runs already.
     pub fn add_vm(&self, name: &VmName, socket: &Path) -> Result<VmReport> {
         let lease = self.new_vm(name, "vm add")?;
-        let socket = fs::canonicalize(socket).map_err(Error::io("find", socket))?;
+        let not_added = |error: Error| {
+            error
+                .state("nothing was registered")
+                .hint("start QEMU with -qmp unix:PATH,server=on,wait=off and give that PATH")
+        };
+        let socket = fs::canonicalize(socket)
+            .map_err(|error| not_added(Error::io("find", socket)(error)))?;
         for other in self.home.vm_names()? {
             if self.vm_state(&other)?.socket == socket {
                 return Err(Error::invalid(format!(
                     "the QEMU behind {} is registered as `{other}`",
                     socket.display()
-                )));
+                ))
+                .state("nothing was changed")
+                .hint(format!("`tintype vm rm {other}` forgets it; its snapshots stay")));
             }
         }
         let guest = Guest::connect(&socket).map_err(|error| {
-            Error::failed(format!("cannot add `{name}`"))
-                .because(error)
-                .state("nothing was registered")
-                .hint("start QEMU with -qmp unix:PATH,server=on,wait=off and give that PATH")
+            not_added(Error::failed(format!("cannot add `{name}`")).because(error))
         })?;
         self.register(name, guest, lease)
     }
 
     /// Lists the registered VMs.
     pub fn vms(&self) -> Result<Vec<VmReport>> {
-        self.home.vm_names()?.iter().map(|name| self.vm(name)).collect()
+        self.home.vm_names()?.iter().map(|name| self.vm_if_it_answers(name)).collect()
+    }
+
+    /// Shows one VM of many: one that cannot be asked hides no other.
+    fn vm_if_it_answers(&self, name: &VmName) -> Result<VmReport> {
+        self.vm(name).or_else(|error| {
+            let vm = self.vm_state(name)?;
+            let why = std::error::Error::source(&error).map(ToString::to_string);
+            self.config.observer.notice(&format!("{error}: {}", why.unwrap_or_default()));
+            let pid = vm.process.is_alive().then_some(vm.process.pid);
+            Ok(VmReport { name: name.clone(), state: "no answer".to_owned(), pid, vm })
+        })
     }
 
     /// Returns where each registered VM is now, without asking any QEMU.
@@ -138,9 +155,9 @@ impl Engine {
     pub fn start_vm(&self, name: &VmName) -> Result<VmReport> {
         let mut vm = self.lease(name, "vm start")?;
         if vm.is_alive() {
-            return Err(
-                Error::invalid(format!("`{name}` runs already")).state("nothing was changed")
-            );
+            return Err(Error::invalid(format!("`{name}` runs already"))
+                .state("nothing was changed")
+                .hint(format!("`tintype vm show {name}` shows it")));
         }
         let guest = self.launch(&vm, &[])?;
         self.saw(&mut vm, guest)?;
@@ -274,9 +291,17 @@ impl LeasedVm {
     /// Connects to its QEMU.
     pub(crate) fn connect(&self) -> Result<Guest> {
         Guest::connect(&self.state.socket).map_err(|error| {
+            let hint = match error.kind() {
+                tintype_vm::ErrorKind::Unreachable => format!(
+                    "close the program that holds the monitor, or look at QEMU: `ps -fp {}`",
+                    self.state.process.pid
+                ),
+                _ => "try again".to_owned(),
+            };
             Error::failed(format!("cannot reach the QEMU of `{}`", self.name))
                 .because(error)
-                .hint(format!("`tintype vm show {}` tells what is known of it", self.name))
+                .state("nothing was changed")
+                .hint(hint)
         })
     }
 
@@ -301,7 +326,9 @@ fn find_program(program: &str, directory: &Path) -> Result<PathBuf> {
     } else {
         places.iter().map(|place| Path::new(place).join(program)).find(|path| path.exists())
     };
-    found
-        .and_then(|path| fs::canonicalize(path).ok())
-        .ok_or_else(|| Error::invalid(format!("there is no program `{program}`")))
+    found.and_then(|path| fs::canonicalize(path).ok()).ok_or_else(|| {
+        Error::invalid(format!("there is no program `{program}`"))
+            .state("nothing was started")
+            .hint("give its whole path, as `command -v` prints it")
+    })
 }

@@ -6,14 +6,22 @@
 use std::io::{Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use tintype_types::VmName;
 
 use crate::Engine;
-use crate::error::Result;
+use crate::error::{ErrorKind, Result};
 
 /// What a take says when all is well.
 const ALL_IS_WELL: &[u8] = b"all is well";
+
+/// How long a watchdog tries to repair: a QEMU that hangs may come back.
+const REPAIR_LIMIT: Duration = Duration::from_secs(10 * 60);
+
+/// Between two tries, so that another command can come in between.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A watchdog on duty, or none if it could not be started.
 #[derive(Debug)]
@@ -63,6 +71,16 @@ impl Engine {
         if read.is_ok() && said == ALL_IS_WELL {
             return Ok(());
         }
-        self.lease(vm, "repair after a killed take").map(drop)
+        let deadline = Instant::now() + REPAIR_LIMIT;
+        loop {
+            match self.lease(vm, "repair after a killed take") {
+                // The next command repairs it, if anybody can.
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(error) if error.kind() == ErrorKind::Invalid => return Err(error),
+                Err(error) => tracing::warn!(%error, "trying again"),
+                Ok(_) => return Ok(()),
+            }
+            sleep(RETRY_INTERVAL);
+        }
     }
 }

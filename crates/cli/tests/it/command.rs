@@ -30,15 +30,19 @@ impl Tintype {
 
     /// Runs a command that has to succeed, and returns its JSON.
     pub(crate) fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.run(&[&["--json"], arguments].concat());
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "tintype {arguments:?}: {error}");
-        let text = String::from_utf8(output.stdout).unwrap();
-        let lines: Vec<Value> =
-            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        let lines = self.lines(arguments);
         match <[Value; 1]>::try_from(lines) {
             Ok([one]) => one,
             Err(several) => Value::Array(several),
         }
+    }
+
+    /// Runs a command that has to succeed and lists things, and returns one JSON for each.
+    pub(crate) fn lines(&self, arguments: &[&str]) -> Vec<Value> {
+        let output = self.run(&[&["--json"], arguments].concat());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "tintype {arguments:?}: {error}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 }
