@@ -235,6 +235,6 @@ mod tests {
             .into_iter()
             .map(|(extent, bytes)| (extent.offset, extent.len, bytes.is_some()))
             .collect();
-        assert_eq!(found, [(8192, 4096, false), (12288, 8192, true), (20480, 8292, false)]);
+        assert_eq!(found, [(8192, 4096, false), (12288, 8192, true), (20480, 4196, false)]);
     }
 }
