@@ -7,7 +7,6 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 
-use crate::Error;
 use crate::blob;
 use crate::diff;
 use crate::gc::{self, GcReport};
@@ -26,6 +25,7 @@ use crate::store::{LocalStore, Put, Store};
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
 use crate::verify::{self, Progress, VerifyLevel, VerifyReport};
+use crate::{Error, Kind};
 
 const CONFIG: &str = "config";
 const MAX_CONFIG: u64 = 64 << 10;
@@ -142,6 +142,7 @@ impl Repository {
         let master = slots::open(&*store, config.repository, keys, &is_right)?;
         let vault = Vault::new(store, Keys::derive(&master, hides), config.repository);
         heal::end_dead_sessions(&vault)?;
+        vault.store.keep_reserve();
         Ok(Self { vault: Arc::new(vault), path: path.to_owned(), master: Arc::new(master) })
     }
 
@@ -227,7 +228,7 @@ impl Repository {
     pub fn remove(&self, id: SnapshotId) -> Result<(), Error> {
         match listing::one(&self.vault, id) {
             // One whose record is damaged can still be deleted.
-            Ok(_) | Err(Error::Damaged(_)) => gone::delete(&self.vault, id),
+            Ok(_) | Err(Error::Damaged(_)) => self.even_if_full(|vault| gone::delete(vault, id)),
             Err(error) => Err(error),
         }
     }
@@ -250,7 +251,20 @@ impl Repository {
     /// and deleted meanwhile, on any host; those that are being taken are
     /// waited for by a later call. Killed anywhere, the next call goes on.
     pub fn gc(&self, params: GcParams) -> Result<GcReport, Error> {
-        gc::collect(&self.vault, params.dry_run)
+        let report = self.even_if_full(|vault| gc::collect(vault, params.dry_run))?;
+        self.vault.store.keep_reserve();
+        Ok(report)
+    }
+
+    /// Does what frees space, if need be with the space that was set aside.
+    fn even_if_full<T>(&self, work: impl Fn(&Vault) -> Result<T, Error>) -> Result<T, Error> {
+        work(&self.vault).or_else(|error| {
+            if error.kind() == Kind::NoSpace && self.vault.store.use_reserve()? {
+                work(&self.vault)
+            } else {
+                Err(error)
+            }
+        })
     }
 
     /// Returns, for each snapshot, the stored bytes that it needs and those of

@@ -13,6 +13,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{CWD, RenameFlags};
 
+/// The file that keeps space for deletions on a full disk. Not an object.
+pub(crate) const RESERVE: &str = "reserve";
+/// Its size: deletions, and epochs of about 20,000 segments.
+const RESERVE_SIZE: usize = 1 << 20;
 /// How many files stay open for reading.
 const OPEN_FILES: usize = 256;
 
@@ -57,6 +61,10 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn read_all(&self, path: &str, max: u64) -> io::Result<Vec<u8>>;
     /// Whether someone has the file locked.
     fn is_locked(&self, path: &str) -> io::Result<bool>;
+    /// Sets some space aside, if there is enough and none is yet.
+    fn keep_reserve(&self) -> io::Result<()>;
+    /// Gives up the space that was set aside; whether there was any.
+    fn use_reserve(&self) -> io::Result<bool>;
 }
 
 /// A folder of the file system.
@@ -185,6 +193,27 @@ impl Disk for Folder {
             Ok(()) => Ok(false),
             Err(fs::TryLockError::WouldBlock) => Ok(true),
             Err(fs::TryLockError::Error(error)) => Err(error),
+        }
+    }
+
+    fn keep_reserve(&self) -> io::Result<()> {
+        let path = self.path(RESERVE);
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create_new(true).mode(0o600).open(&path);
+        let kept = match file {
+            // Its name and content need not survive a crash: a new one is made.
+            Ok(mut file) => file.write_all(&[0xa5; RESERVE_SIZE]),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error),
+        };
+        kept.inspect_err(|_| _ = fs::remove_file(&path))
+    }
+
+    fn use_reserve(&self) -> io::Result<bool> {
+        match fs::remove_file(self.path(RESERVE)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use super::disk::{Disk, Folder, Found, NewFile};
+use super::disk::{Disk, Folder, Found, NewFile, RESERVE};
 use super::{Hold, Holder, Listed, Put, Store};
 use crate::{Error, Kind};
 
@@ -153,6 +153,9 @@ impl LocalStore {
             Err(error) => return Err(self.error("read folder", folder, error)),
         };
         for (name, entry) in entries {
+            if folder.is_empty() && name == RESERVE {
+                continue;
+            }
             let key = if folder.is_empty() { name } else { format!("{folder}/{name}") };
             match entry {
                 Found::Folder => self.list_folder(&key, found)?,
@@ -218,6 +221,16 @@ impl Store for LocalStore {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
             Err(error) => Err(self.error("remove", key, error)),
         }
+    }
+
+    fn keep_reserve(&self) {
+        if let Err(error) = self.disk.keep_reserve() {
+            tracing::debug!(%error, "no space is set aside for deletions");
+        }
+    }
+
+    fn use_reserve(&self) -> Result<bool, Error> {
+        self.disk.use_reserve().map_err(|error| self.error("remove", RESERVE, error))
     }
 
     fn sweep(&self) -> Result<(), Error> {

@@ -71,6 +71,12 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
     /// Removes an object durably; one that is not there is no error.
     fn delete(&self, key: &str) -> Result<(), Error>;
 
+    /// Sets space aside for deletions, where that makes sense and is possible.
+    fn keep_reserve(&self);
+
+    /// Gives up the space that was set aside; whether there was any.
+    fn use_reserve(&self) -> Result<bool, Error>;
+
     /// Removes what interrupted operations left outside the key space.
     fn sweep(&self) -> Result<(), Error>;
 }

@@ -328,6 +328,14 @@ impl Disk for SimulatedDisk {
     fn is_locked(&self, path: &str) -> io::Result<bool> {
         Ok(self.lock().file(path)?.locks > 0)
     }
+
+    fn keep_reserve(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn use_reserve(&self) -> io::Result<bool> {
+        Ok(false)
+    }
 }
 
 impl State {

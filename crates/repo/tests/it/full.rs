@@ -56,7 +56,16 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     take(&repository, &content(2, 100 * BLOCK), Some(&record));
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, []);
-    drop(repository);
+    // Even with every last byte taken, snapshots can be deleted and collected.
+    let mut filler = std::fs::File::create(folder.path().join("filler")).unwrap();
+    while std::io::Write::write_all(&mut filler, &[1; 4096]).is_ok() {}
+    repository.remove(record.id).unwrap();
+    let id = repository.snapshots().unwrap().records[0].id;
+    repository.remove(id).unwrap();
+    assert!(repository.gc(tintype_repo::GcParams::default()).unwrap().segments > 0);
+    assert_eq!(repository.usage().unwrap().segments, 0);
+    assert!(path.join("reserve").exists());
+    drop((repository, filler));
     let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
     assert!(unmounted.success());
 }
