@@ -12,7 +12,7 @@ use super::sink::Moment;
 use super::{Afterwards, MemoryStream, Passed, Run, Way, migration_failure};
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
-use crate::pause::{Pause, cancel_migration, migration_status};
+use crate::pause::{Pause, cancel_migration, migration_status, run_state};
 use crate::qmp::{Event, Qmp};
 
 /// The pause that an iterating capture aims at, in milliseconds (QEMU's `downtime-limit`).
@@ -45,27 +45,34 @@ impl<'scope> Run<'scope, '_> {
         if !self.params.memory {
             return self.disks_alone(qmp, disks);
         }
-        let way = match self.params.way {
-            _ if self.params.afterwards == Afterwards::StandStill => Way::Stop,
-            Some(Way::CopyOnWrite) => {
-                let able = self.params.abilities.copy_on_write.clone();
-                able.map_err(|reason| {
-                    Error::unsupported(format!(
-                        "copy-on-write capture cannot be used here: {reason}"
-                    ))
-                })?;
-                Way::CopyOnWrite
-            }
-            Some(way) => way,
-            None => Way::Iterating,
-        };
-        match way {
+        match self.choose_way(qmp)? {
             Way::Stop => self.stop(qmp, disks),
             Way::CopyOnWrite => self.copy_on_write(qmp, disks),
             Way::Iterating => match self.iterating(qmp, disks)? {
                 Iterated::Done(instant) => Ok(instant),
                 Iterated::TooBusy => self.copy_on_write(qmp, disks),
             },
+        }
+    }
+
+    fn choose_way(&self, qmp: &mut Qmp) -> Result<Way> {
+        let abilities = self.params.abilities;
+        if self.params.afterwards == Afterwards::StandStill {
+            return Ok(Way::Stop);
+        }
+        if run_state(qmp)? != "running" {
+            // Nothing has to be quick for a guest that its owner has paused, but it
+            // has to be left `paused`. The other ways leave it `postmigrate`, and
+            // before 9.0 QEMU ends its own pause by starting the guest, whether or
+            // not that ran (migration/migration.c, `bg_migration_vm_start_bh`).
+            let stays_paused = abilities.copy_on_write.is_ok() && abilities.set_active;
+            return Ok(if stays_paused { Way::CopyOnWrite } else { Way::Stop });
+        }
+        match (self.params.way, &abilities.copy_on_write) {
+            (Some(Way::CopyOnWrite), Err(reason)) => Err(Error::unsupported(format!(
+                "copy-on-write capture cannot be used here: {reason}"
+            ))),
+            (way, _) => Ok(way.unwrap_or(Way::Iterating)),
         }
     }
 
@@ -101,7 +108,12 @@ impl<'scope> Run<'scope, '_> {
         self.sink.moment(Moment::BeforePause);
         let mut pause = Pause::prepare(qmp)?;
         pause.stop()?;
-        Self::start_migration(pause.qmp())?;
+        // The disks first: before 9.0 QEMU lets the guest run by itself as soon as
+        // its memory is protected (migration/migration.c, `bg_migration_vm_start_bh`).
+        let fixed = pause.qmp().execute_all(&self.disk_commands(disks, false));
+        if let Err(error) = fixed.and_then(|()| Self::start_migration(pause.qmp())) {
+            return Err(give_up(pause, memory, error));
+        }
         match memory.milestones.recv_timeout(STEP_LIMIT) {
             Ok(Milestone::Pages) => {}
             Ok(Milestone::End) => {
@@ -113,7 +125,7 @@ impl<'scope> Run<'scope, '_> {
                 return Err(give_up(pause, memory, Error::Timeout { what, waited: STEP_LIMIT }));
             }
         }
-        let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, false))?;
+        let (pause, was_running) = self.end_pause(pause, &[])?;
         Ok(Passed { way: Way::CopyOnWrite, pause, was_running, memory: Some(memory) })
     }
 
