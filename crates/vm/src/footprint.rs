@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
-use crate::inventory::{Disk, PREFIX, array};
+use crate::inventory::{Disk, PREFIX, array, device_path};
 use crate::pause::{cancel_migration, ensure_running, run_state};
 use crate::process::ProcessId;
 use crate::qmp::Qmp;
@@ -96,7 +96,7 @@ impl Footprint {
         for disk in &self.disks {
             let node_now = drives
                 .iter()
-                .find(|drive| drive["qdev"].as_str() == Some(&disk.device))
+                .find(|drive| device_path(drive).as_deref() == Some(&disk.device))
                 .and_then(|drive| drive["inserted"]["node-name"].as_str());
             if node_now.is_some_and(|node| node.starts_with(PREFIX)) {
                 let back = json!({"path": disk.device, "property": "drive", "value": disk.node});

@@ -160,10 +160,10 @@ fn device_id(value: &str) -> Option<String> {
 fn disks(qmp: &mut Qmp, directory: &std::path::Path) -> Result<Vec<Disk>> {
     let mut disks: Vec<Disk> = Vec::new();
     for drive in array(qmp.execute("query-block", json!({}))?)? {
-        let (Some(medium), Some(device)) = (drive.get("inserted"), drive["qdev"].as_str()) else {
+        let (Some(medium), Some(device)) = (drive.get("inserted"), device_path(&drive)) else {
             continue;
         };
-        let name = unique_name(&drive, device, text(medium, "node-name")?, &disks);
+        let name = unique_name(&drive, &device, text(medium, "node-name")?, &disks);
         let driver = text(medium, "drv")?;
         let format = match driver {
             "file" | "host_device" => "raw",
@@ -171,7 +171,7 @@ fn disks(qmp: &mut Qmp, directory: &std::path::Path) -> Result<Vec<Disk>> {
         };
         disks.push(Disk {
             name,
-            device: device.to_owned(),
+            device,
             node: text(medium, "node-name")?.to_owned(),
             format: format.to_owned(),
             file: local_file(&medium["image"], directory),
@@ -180,6 +180,15 @@ fn disks(qmp: &mut Qmp, directory: &std::path::Path) -> Result<Vec<Disk>> {
         });
     }
     Ok(disks)
+}
+
+/// Returns where a drive's device is in the object tree. QEMU tells its id alone
+/// if it has one (`blk_get_attached_dev_id` in block/block-backend.c), and a bus
+/// of the device may have the same name.
+pub(crate) fn device_path(drive: &Value) -> Option<String> {
+    let device = drive["qdev"].as_str()?;
+    let is_path = device.starts_with('/');
+    Some(if is_path { device.to_owned() } else { format!("/machine/peripheral/{device}") })
 }
 
 /// Chooses the name that people would use, and that is the same at the next start.
