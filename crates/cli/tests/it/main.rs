@@ -4,13 +4,19 @@
 
 mod command;
 mod concurrent;
+mod cycles;
 mod documented;
+mod identity;
 mod interrupt;
 mod kill;
+mod oracle;
 mod privacy;
 mod qemu_death;
 mod revert;
 mod scene;
 mod space;
+mod subject;
 mod tpm;
+mod traces;
+mod variants;
 mod words;

@@ -1,0 +1,94 @@
+//! Memory and disks of a snapshot are of one instant, whenever it is taken.
+//!
+//! That the witnesses do notice a disk from another moment is shown by
+//! `variants::a_paused_guest_stays_paused` here, and with QEMU alone by the tests
+//! of `testkit` (`tear`).
+//!
+//! `cargo xtask soak` runs the cycles with many more rounds: it sets
+//! `TINTYPE_SOAK_CYCLES`, for each QEMU, and `TINTYPE_SOAK_SEED`.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use tintype_testkit::{Disk, Error, Format, Guest, GuestKind, Qemu};
+
+use crate::cycles::{Random, Tally, run};
+use crate::subject::{Subject, WITHIN, is_built};
+
+/// How many cycles there are on each QEMU unless somebody asks for more.
+const CYCLES: u64 = 27;
+
+/// After how many cycles a new guest with a new repository takes over: one boots
+/// rarely, and none keeps all that thousands of cycles leave.
+const CYCLES_OF_A_GUEST: u64 = 30;
+
+#[test]
+fn a_revert_is_of_one_instant_on_the_systems_qemu() {
+    check(Qemu::system());
+}
+
+#[test]
+fn a_revert_is_of_one_instant_on_qemu_7_2() {
+    check(Qemu::seven_two());
+}
+
+fn check(qemu: Result<Qemu, Error>) {
+    let qemu = match qemu {
+        Ok(qemu) => qemu,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    if !is_built(GuestKind::Tiny) {
+        return;
+    }
+    let release = qemu.release();
+    let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(seed_of_now);
+    let cycles = wanted("TINTYPE_SOAK_CYCLES").unwrap_or(CYCLES);
+    eprintln!("QEMU {release}: {cycles} cycles, TINTYPE_SOAK_SEED={seed}");
+    let mut random = Random::from_seed(seed);
+    let mut tally = Tally::default();
+    let mut left = cycles;
+    while left > 0 {
+        let batch = left.min(CYCLES_OF_A_GUEST);
+        tally.add(&run(&qemu, &mut random, batch));
+        left -= batch;
+        eprintln!("QEMU {release}: {left} cycles left");
+    }
+    eprintln!("soak: QEMU {release}, seed {seed}: {tally}");
+}
+
+fn wanted(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text}")))
+}
+
+fn seed_of_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into()
+}
+
+#[test]
+fn a_guest_that_is_too_busy_is_taken_all_the_same() {
+    if !is_built(GuestKind::Tiny) {
+        return;
+    }
+    for qemu in Qemu::all() {
+        let release = qemu.release();
+        let disks = [Disk::blank(Format::Qcow2, 16), Disk::blank(Format::Raw, 16)];
+        let builder = Guest::of(GuestKind::Tiny).qemu(qemu).memory_mib(192).disks(disks);
+        let mut subject = Subject::start(builder);
+        let serial = subject.guest.serial();
+        serial.start_witness("dirty", "dirty --bytes 104857600", WITHIN).unwrap();
+        let pair = "pair --workers 2 --disk /dev/vda --disk /dev/vdb";
+        serial.start_witness("pair", pair, WITHIN).unwrap();
+        let doctor = subject.tintype.run(&["--json", "doctor", crate::subject::VM]);
+        let doctor: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+        let can_write_protect = doctor["findings"].as_array().unwrap().iter().any(|finding| {
+            finding["subject"] == "copy-on-write capture" && finding["health"] == "good"
+        });
+        let taken = subject.take(&["--name", "busy", "--mode", "auto"]);
+        eprintln!("QEMU {release}: {taken}");
+        let mode = if can_write_protect { "copy-on-write" } else { "iterating" };
+        assert_eq!(taken["mode"], mode);
+        subject.must_be_whole();
+        subject.revert("busy", &[]);
+        subject.must_be_whole();
+    }
+}

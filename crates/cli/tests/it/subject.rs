@@ -1,0 +1,112 @@
+//! A guest with a `tintype` of its own: every take and every revert of a test goes
+//! through here, and none may leave traces in QEMU or errors in the guest.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tintype_testkit::{Guest, GuestBuilder, GuestKind, Testimony};
+
+use crate::command::Tintype;
+use crate::traces::Traces;
+
+/// How long anything in a guest may take, emulated and on a busy machine.
+pub(crate) const WITHIN: Duration = Duration::from_secs(90);
+
+/// What the guest is called.
+pub(crate) const VM: &str = "web";
+
+/// The ways of capture, as `--mode` has them.
+pub(crate) const MODES: [&str; 3] = ["iterating", "copy-on-write", "stop"];
+
+/// Says whether the guest has been built; if not, the test that asks cannot run.
+pub(crate) fn is_built(kind: GuestKind) -> bool {
+    let built = kind.is_built();
+    if !built {
+        eprintln!("skipped: no {} guest; `cargo xtask guests` builds it", kind.name());
+    }
+    built
+}
+
+/// A registered guest.
+pub(crate) struct Subject {
+    pub(crate) guest: Guest,
+    pub(crate) tintype: Tintype,
+    /// What QEMU was like before anything was done.
+    first: Traces,
+}
+
+impl Subject {
+    /// Starts a guest where a saved one like it had booted, and registers it.
+    pub(crate) fn start(builder: GuestBuilder) -> Self {
+        Self::register(builder.start().unwrap())
+    }
+
+    /// Boots a guest, for those that QEMU cannot save, and registers it.
+    pub(crate) fn boot(builder: GuestBuilder) -> Self {
+        Self::register(builder.boot().unwrap())
+    }
+
+    fn register(guest: Guest) -> Self {
+        let tintype = Tintype::within(guest.files().folder());
+        let socket = guest.qmp_path();
+        tintype.json(&["vm", "add", VM, "--qmp", socket.to_str().unwrap()]);
+        let first = Traces::of(&guest);
+        Self { guest, tintype, first }
+    }
+
+    /// Takes a snapshot. QEMU has to be as it was when that returns.
+    pub(crate) fn take(&mut self, arguments: &[&str]) -> Value {
+        let before = Traces::of(&self.guest);
+        let report = self.tintype.json(&[&["take", VM], arguments].concat());
+        assert_eq!(Traces::of(&self.guest), before, "after a take: {report}");
+        report
+    }
+
+    /// Reverts to a snapshot. The new QEMU has to be as the first one was, but for
+    /// the state of the guest, which the report tells.
+    pub(crate) fn revert(&mut self, snapshot: &str, arguments: &[&str]) -> Value {
+        self.guest.serial().disconnect();
+        let report = self.tintype.json(&[&["revert", VM, snapshot], arguments].concat());
+        let state = &report["state"];
+        if state != "stopped" {
+            let expected = self.first.in_state(state);
+            assert_eq!(Traces::of(&self.guest), expected, "after a revert: {report}");
+        }
+        report
+    }
+
+    /// Waits until a guest that was put back answers; then all of its witnesses
+    /// are well, and its kernel has nothing to complain of.
+    pub(crate) fn must_be_whole(&mut self) -> Vec<Testimony> {
+        self.guest.serial().wait_answer(WITHIN).unwrap();
+        let answers = self.guest.serial().must_be_whole(WITHIN);
+        self.must_be_well();
+        answers
+    }
+
+    /// Looks through the kernel's log for errors of disks and of the kernel itself.
+    pub(crate) fn must_be_well(&mut self) {
+        let errors = "dmesg | grep -E 'I/O error|EXT4-fs error|Call Trace|hung_task' || true";
+        let found = self.guest.serial().must_run(errors, WITHIN);
+        assert_eq!(found, "", "the guest's kernel complains");
+    }
+
+    /// Pauses or resumes the guest as its owner, past tintype.
+    pub(crate) fn owner(&self, command: &str) {
+        self.guest.qmp().unwrap().execute(command, json!({})).unwrap();
+    }
+
+    /// Starts the guest from its disks and waits until it has booted.
+    pub(crate) fn power_on(&mut self) {
+        let report = self.tintype.json(&["vm", "start", VM]);
+        assert_eq!(report["state"], "running");
+        self.guest.serial().wait_ready(WITHIN).unwrap();
+    }
+
+    /// Ends QEMU at once; the disks are what the guest had written.
+    pub(crate) fn power_off(&mut self) {
+        self.guest.serial().disconnect();
+        let report = self.tintype.json(&["vm", "stop", VM, "--force"]);
+        assert_eq!(report["state"], "stopped");
+    }
+}
