@@ -15,8 +15,8 @@ use crate::qmp::Qmp;
 pub struct Abilities {
     /// Disks can be kept at an instant without a risk for the guest's writes
     /// (`copy-before-write` with `on-cbw-error` and `cbw-timeout`,
-    /// `snapshot-access`; QEMU 7.1).
-    pub disk_snapshots: bool,
+    /// `snapshot-access`; QEMU 7.1); if not, why.
+    pub disk_snapshots: Result<(), String>,
     /// Memory can be saved by write protection while the guest runs; if not,
     /// QEMU's reason.
     pub copy_on_write: Result<(), String>,
@@ -32,24 +32,33 @@ impl Abilities {
     pub fn ask(qmp: &mut Qmp) -> Result<Self> {
         let schema = Schema::ask(qmp)?;
         Ok(Self {
-            disk_snapshots: ["snapshot-access", "on-cbw-error", "cbw-timeout"]
-                .iter()
-                .all(|name| schema.names.contains(*name)),
+            disk_snapshots: disk_snapshots(qmp, &schema)?,
             copy_on_write: try_capability(qmp, &schema, "background-snapshot")?,
             set_active: schema.names.contains("blockdev-set-active"),
             lazy_load: try_capability(qmp, &schema, "postcopy-ram")?,
         })
     }
 
-    /// Refuses a QEMU that is too old to copy disks without a risk for the guest.
+    /// Refuses a QEMU that cannot copy disks without a risk for the guest.
     pub fn require_disk_snapshots(&self) -> Result<()> {
-        if self.disk_snapshots {
-            return Ok(());
-        }
-        Err(Error::unsupported(
-            "this QEMU cannot keep a disk at an instant without a risk for the guest's writes; QEMU 7.1 or newer can",
-        ))
+        self.disk_snapshots.clone().map_err(Error::unsupported)
     }
+}
+
+fn disk_snapshots(qmp: &mut Qmp, schema: &Schema) -> Result<Result<(), String>> {
+    let knows = |name: &&str| schema.names.contains(*name);
+    if !["snapshot-access", "on-cbw-error", "cbw-timeout"].iter().all(knows) {
+        return Ok(Err("this QEMU cannot keep a disk at an instant without a risk for the guest's writes; QEMU 7.1 or newer can".to_owned()));
+    }
+    // A client that leaves an export in an I/O thread ends the whole QEMU, and the
+    // guest with it: `nbd_blockdev_client_closed` in blockdev-nbd.c insists on the
+    // main thread. Seen with 7.2 and not with 10.0, which a command tells apart.
+    let is_safe = knows(&"blockdev-set-active")
+        || array(qmp.execute("query-iothreads", json!({}))?)?.is_empty();
+    if is_safe {
+        return Ok(Ok(()));
+    }
+    Ok(Err("the VM has an I/O thread, and a disk in one cannot be read from outside without the danger that this QEMU ends; QEMU 10.0 or newer can".to_owned()))
 }
 
 /// The names in QEMU's schema: commands, members of objects, values of enums.

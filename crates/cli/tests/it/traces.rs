@@ -52,6 +52,12 @@ impl Traces {
         traces
     }
 
+    /// Says the same of a guest whose state is called otherwise if it is paused: it
+    /// stands still as before, and its owner can let it run.
+    pub(crate) fn after_a_migration(&self) -> Self {
+        if self.state == "paused" { self.in_state(&json!("postmigrate")) } else { self.clone() }
+    }
+
     /// Says the same of a guest in another state.
     pub(crate) fn in_state(&self, state: &Value) -> Self {
         Self { state: state.clone(), ..self.clone() }

@@ -8,7 +8,7 @@ use std::process::Command;
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu, Verdict};
 
 use crate::identity::Copies;
-use crate::subject::{MODES, Subject, VM, WITHIN, is_built};
+use crate::subject::{MODES, Subject, TEN, VM, WITHIN, is_built};
 
 fn two_disks() -> [Disk; 2] {
     [Disk::blank(Format::Qcow2, 16), Disk::blank(Format::Raw, 16)]
@@ -172,17 +172,24 @@ fn disks_behind_every_kind_of_device() {
     }
 }
 
-/// A disk of each kind that can be saved: virtio, virtio in an I/O thread, SCSI and
-/// IDE. The guest has no driver for the last one; the host looks after that.
+/// A disk of each kind that can be saved: virtio, virtio in an I/O thread where
+/// QEMU can do that, SCSI and IDE. The guest has no driver for the last one; the
+/// host looks after that.
 fn check_devices(machine: &str, qemu: Qemu) {
     let images = [
         Image::make("thread", Format::Raw),
         Image::make("scsi", Format::Qcow2),
         Image::make("ide", Format::Raw),
     ];
-    let mut extra = vec!["-object".to_owned(), "iothread,id=io".to_owned()];
+    let mut extra = Vec::new();
+    let thread = "virtio-blk-pci,drive=thread,id=thread-device";
+    let in_thread = format!("{thread},iothread=io");
+    let has_thread = qemu.release() >= TEN;
+    if has_thread {
+        extra.extend(["-object".to_owned(), "iothread,id=io".to_owned()]);
+    }
     for (image, device) in images.iter().zip([
-        "virtio-blk-pci,drive=thread,id=thread-device,iothread=io",
+        if has_thread { &in_thread } else { thread },
         "scsi-hd,drive=scsi,id=scsi-device,bus=scsi-bus.0",
         "ide-hd,drive=ide,id=ide-device,bus=ide.0",
     ]) {
@@ -212,6 +219,24 @@ fn check_devices(machine: &str, qemu: Qemu) {
     subject.revert("last", &["--no-safety"]);
     subject.power_off();
     copies.must_equal();
+}
+
+#[test]
+fn an_io_thread_is_refused_where_it_would_end_qemu() {
+    let qemu = match Qemu::seven_two() {
+        Ok(qemu) => qemu,
+        Err(error) => return eprintln!("skipped: {error}"),
+    };
+    if !is_built(GuestKind::Tiny) {
+        return;
+    }
+    let builder = Guest::of(GuestKind::Tiny).qemu(qemu).memory_mib(160).disks(two_disks());
+    let mut subject = Subject::start(builder.extra(["-object", "iothread,id=io"]));
+    let refused = subject.tintype.run(&["take", VM]);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && error.contains("I/O thread"), "{error}");
+    subject.guest.serial().must_run("true", WITHIN);
+    subject.must_be_unchanged();
 }
 
 /// An image of 16 MiB that a test puts into a guest by arguments of its own.
