@@ -71,7 +71,7 @@ fn a_revert_puts_back_every_byte() {
     }
     let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Raw, 64)];
     let mut subject = Subject::start(Guest::of(GuestKind::Tiny).memory_mib(160).disks(disks));
-    let images: Vec<_> = subject.guest.files().disks().iter().cloned().collect();
+    let images = subject.guest.files().disks().to_vec();
     let images: Vec<_> = images.into_iter().zip([Format::Qcow2, Format::Raw]).collect();
     let serial = subject.guest.serial();
     serial.start_witness("pair", "pair --workers 2 --disk /dev/vdb", WITHIN).unwrap();
