@@ -9,6 +9,7 @@ mod failure;
 mod guests;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod tidy;
 
@@ -29,6 +30,7 @@ const CHORES: &[Chore] = &[
     Chore { name: "demo", about: demo::ABOUT, run: demo::chore },
     Chore { name: "bench", about: bench::ABOUT, run: bench::chore },
     Chore { name: "test", about: test::ABOUT, run: test::chore },
+    Chore { name: "soak", about: soak::ABOUT, run: soak::chore },
     Chore { name: "tidy", about: tidy::ABOUT, run: tidy::chore },
 ];
 

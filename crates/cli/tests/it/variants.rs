@@ -145,14 +145,14 @@ fn debian_goes_on_where_it_was() {
     let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Raw, 16)];
     let mut subject = Subject::start(Guest::of(GuestKind::Debian).disks(disks));
     subject.guest.serial().start_witness("pair", "pair --disk /dev/vdb", WITHIN).unwrap();
-    let make = "sqlite3 /root/base 'create table t(n); insert into t values (1)'; echo 1 >/run/n";
+    let make = "sqlite3 base 'create table t(n); insert into t values (1)'; echo 1 >/run/n";
     subject.guest.serial().must_run(make, WITHIN);
     subject.take(&["--name", "good"]);
-    let spoil = "sqlite3 /root/base 'insert into t values (2)'; echo 2 >/run/n; rm -rf /usr/share";
+    let spoil = "sqlite3 base 'insert into t values (2)'; echo 2 >/run/n; rm -rf /usr/share";
     subject.guest.serial().must_run(spoil, WITHIN);
     subject.revert("good", &[]);
     subject.must_be_whole();
-    let ask = "sqlite3 /root/base 'select * from t; pragma integrity_check'; cat /run/n; \
+    let ask = "sqlite3 base 'select * from t; pragma integrity_check'; cat /run/n; \
                ls -d /usr/share/doc; systemctl --failed --quiet | wc -l";
     let answer = subject.guest.serial().must_run(ask, WITHIN);
     assert_eq!(answer, "1\nok\n1\n/usr/share/doc\n0\n");
