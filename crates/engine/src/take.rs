@@ -89,14 +89,22 @@ impl Engine {
         self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })
             .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
         let watchdog = self.watch(&vm.name);
+        // Under the intent: to know what QEMU can do, it is tried.
+        let tried = guest.abilities().map_err(cannot).and_then(|abilities| {
+            self.check_interruption()?;
+            Ok((abilities, self.home.short_lived_folder()?))
+        });
+        let (abilities, folder) = match tried {
+            Ok(tried) => tried,
+            Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
+        };
         self.config.observer.step(Step::TakeIntent);
         let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
-        let folder = self.home.short_lived_folder()?;
         let capture_params = CaptureParams {
             disks: &plan.disks,
             memory: plan.memory,
             way: wish.params.way,
-            abilities: &plan.abilities,
+            abilities: &abilities,
             afterwards: wish.afterwards,
             folder: folder.path(),
         };
@@ -162,7 +170,6 @@ impl Engine {
         let overwritten = wish.purpose == Purpose::Safety;
         let fit = if overwritten { guest.refuse_changed() } else { guest.refuse_unfit() };
         fit.map_err(why)?;
-        let abilities = guest.abilities().map_err(why)?;
         let blockers = guest.memory_blockers().map_err(why)?;
         let memory = !wish.params.without_memory && (blockers.is_empty() || !overwritten);
         if memory && !blockers.is_empty() {
@@ -171,7 +178,7 @@ impl Engine {
                 .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
         }
         let inventory = guest.inventory().map_err(why)?;
-        Ok(Plan { memory, disks: inventory.writable_disks().cloned().collect(), abilities })
+        Ok(Plan { memory, disks: inventory.writable_disks().cloned().collect() })
     }
 
     #[expect(
@@ -305,7 +312,6 @@ pub(crate) struct Wish<'p> {
 struct Plan {
     memory: bool,
     disks: Vec<tintype_vm::Disk>,
-    abilities: tintype_vm::Abilities,
 }
 
 #[cfg(test)]
