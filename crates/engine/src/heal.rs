@@ -99,13 +99,14 @@ fn erase(vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
     if !footprint.process.is_alive() {
         return Ok(());
     }
-    let cannot =
-        || Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name));
-    let mut guest = vm.connect().map_err(|error| cannot().because(error))?;
-    guest.erase(footprint).map_err(|error| {
-        cannot().because(error).hint(format!(
-            "try again; if QEMU does not answer, `kill -9 {}` ends it, as a power cut would",
-            footprint.process.pid
-        ))
+    let erased = vm.connect().and_then(|mut guest| Ok(guest.erase(footprint)?));
+    erased.map_err(|error| {
+        Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name))
+            .hint(format!(
+                "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
+                vm.name
+            ))
+            .state("the guest may stand still until then")
+            .because(error)
     })
 }

@@ -347,7 +347,7 @@ pub(crate) struct Became {
 }
 
 /// Ends the QEMU of a VM, whatever state it is in.
-fn end_qemu(vm: &LeasedVm) -> Result<()> {
+pub(crate) fn end_qemu(vm: &LeasedVm) -> Result<()> {
     if !vm.is_alive() {
         return Ok(());
     }

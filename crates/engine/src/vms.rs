@@ -15,6 +15,7 @@ use crate::Engine;
 use crate::error::{Error, Result};
 use crate::home::{make_folder, read_json, write_json};
 use crate::lease::Lease;
+use crate::revert::end_qemu;
 
 /// What is kept of a registered VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -166,14 +167,17 @@ impl Engine {
 
     /// Stops a VM: by its power button, or at once with `force`.
     pub fn stop_vm(&self, name: &VmName, force: bool) -> Result<VmReport> {
+        if force {
+            // Nothing is repaired before: it may be QEMU that hangs.
+            let vm = self.lease_as_it_is(name, "vm stop")?;
+            end_qemu(&vm)?;
+            return self.report(&vm);
+        }
         let vm = self.lease(name, "vm stop")?;
         if !vm.is_alive() {
             return self.report(&vm);
         }
-        let guest = vm.connect()?;
-        let stopped =
-            if force { guest.quit().map(|()| true) } else { guest.power_down(POWER_DOWN_LIMIT) };
-        match stopped {
+        match vm.connect()?.power_down(POWER_DOWN_LIMIT) {
             Ok(true) => self.report(&vm),
             Ok(false) => Err(Error::failed(format!("`{name}` does not shut down"))
                 .state("its power button was pressed; it still runs")
@@ -191,11 +195,15 @@ impl Engine {
 
     /// Takes the lease of a VM and repairs what a killed command left.
     pub(crate) fn lease(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
-        self.vm_state(name)?;
-        let lease = self.take_lease(name, purpose)?;
-        let mut vm = LeasedVm { name: name.clone(), state: self.vm_state(name)?, _lease: lease };
+        let mut vm = self.lease_as_it_is(name, purpose)?;
         self.heal(&mut vm)?;
         Ok(vm)
+    }
+
+    fn lease_as_it_is(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
+        self.vm_state(name)?;
+        let lease = self.take_lease(name, purpose)?;
+        Ok(LeasedVm { name: name.clone(), state: self.vm_state(name)?, _lease: lease })
     }
 
     pub(crate) fn take_lease(&self, name: &VmName, purpose: &str) -> Result<Lease> {
@@ -293,8 +301,8 @@ impl LeasedVm {
         Guest::connect(&self.state.socket).map_err(|error| {
             let hint = match error.kind() {
                 tintype_vm::ErrorKind::Unreachable => format!(
-                    "close the program that holds the monitor, or look at QEMU: `ps -fp {}`",
-                    self.state.process.pid
+                    "close the program that holds the monitor; if QEMU hangs, `tintype vm stop {} --force` ends it",
+                    self.name
                 ),
                 _ => "try again".to_owned(),
             };

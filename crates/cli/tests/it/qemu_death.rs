@@ -119,6 +119,22 @@ fn that_hangs_in_the_middle_of_a_take() {
 }
 
 #[test]
+fn that_hangs_for_ever() {
+    let mut scene = Scene::start();
+    let held = scene.held_at("take-instant", &["take", "web"]);
+    kill_process(scene.qemu(), Signal::STOP).unwrap();
+    held.kill_with_watchdog();
+    let output = scene.tintype.run(&["vm", "show", "web"]);
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{errors}");
+    assert!(errors.contains("`tintype vm stop web --force` ends it"), "{errors}");
+    assert_eq!(scene.tintype.json(&["vm", "stop", "web", "--force"])["state"], "stopped");
+    scene.tintype.json(&["revert", "web", "base"]);
+    assert_eq!(scene.state(), "base");
+    scene.must_work();
+}
+
+#[test]
 fn whose_monitor_is_held_by_another() {
     let mut scene = Scene::start();
     let other = Qmp::connect(&scene.guest.qmp_path()).unwrap();
