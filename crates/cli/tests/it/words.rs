@@ -20,9 +20,12 @@ struct Transcript<'s> {
 impl<'s> Transcript<'s> {
     fn new(scene: &'s Scene) -> Self {
         let folder = scene.guest.files().folder().to_str().unwrap().to_owned();
+        let pid = scene.qemu_now().unwrap().to_string();
         let replaced = vec![
             (folder, "FOLDER".to_owned()),
-            (scene.qemu_now().unwrap().to_string(), "PID".to_owned()),
+            // In a column of a table, and elsewhere.
+            (format!("{pid:>8}"), format!("{:>8}", "PID")),
+            (pid, "PID".to_owned()),
         ];
         Self { scene, text: String::new(), replaced }
     }

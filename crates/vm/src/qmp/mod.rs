@@ -235,7 +235,8 @@ impl Qmp {
 fn parse(line: &[u8]) -> Result<Map<String, Value>> {
     serde_json::from_slice(line).map_err(|error| {
         let start = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
-        Error::protocol(format!("{error} in `{start}`"))
+        // A stranger's words do not get to steer a terminal.
+        Error::protocol(format!("{error} in `{}`", start.trim_end().escape_debug()))
     })
 }
 
