@@ -42,6 +42,8 @@ pub(super) struct MemoryReader<'c> {
     pub(super) stream: UnixStream,
     pub(super) sink: &'c dyn CaptureSink,
     pub(super) cancel: Cancel,
+    /// Says that nobody needs this memory any more.
+    pub(super) abandoned: Cancel,
     pub(super) milestones: Sender<Milestone>,
 }
 
@@ -98,6 +100,7 @@ impl MemoryReader<'_> {
         let mut silence = Duration::ZERO;
         loop {
             self.cancel.check()?;
+            self.abandoned.check()?;
             match self.stream.read(window.spare()) {
                 Ok(0) => return Ok(false),
                 Ok(count) => {

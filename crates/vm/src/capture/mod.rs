@@ -148,6 +148,17 @@ struct Run<'scope, 'env: 'scope> {
 struct MemoryStream<'scope> {
     milestones: Receiver<Milestone>,
     reader: ScopedJoinHandle<'scope, Result<MemoryReport>>,
+    needed: Needed,
+}
+
+/// While this lives, the memory is needed; then its reader ends, even if QEMU
+/// never sends anything.
+struct Needed(Cancel);
+
+impl Drop for Needed {
+    fn drop(&mut self) {
+        self.0.cancel();
+    }
 }
 
 /// The instant has passed; what is left is to read.
@@ -190,14 +201,17 @@ impl<'scope, 'env> Run<'scope, 'env> {
         let (ours, theirs) = UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
         qmp.pass_descriptor(&format!("{PREFIX}memory"), theirs.as_fd())?;
         let (sender, milestones) = crossbeam_channel::unbounded();
+        let abandoned = Cancel::default();
+        let needed = Needed(abandoned.clone());
         let reader = MemoryReader {
             stream: ours,
             sink: self.sink,
             cancel: self.cancel.clone(),
+            abandoned,
             milestones: sender,
         };
         let reader = self.scope.spawn(move || reader.run());
-        Ok(MemoryStream { milestones, reader })
+        Ok(MemoryStream { milestones, reader, needed })
     }
 
     fn start_migration(qmp: &mut Qmp) -> Result<()> {
@@ -236,7 +250,8 @@ impl<'scope, 'env> Run<'scope, 'env> {
 
     /// Waits for the end of a memory stream and for QEMU's word that it is whole.
     fn finish_memory(&self, qmp: &mut Qmp, stream: MemoryStream<'scope>) -> Result<MemoryReport> {
-        let mut report = match stream.reader.join() {
+        let MemoryStream { reader, needed: _needed, .. } = stream;
+        let mut report = match reader.join() {
             Ok(report) => report,
             Err(panic) => std::panic::resume_unwind(panic),
         };

@@ -249,7 +249,9 @@ fn migration_ended(qmp: &mut Qmp) -> Error {
 /// may be why QEMU failed, before QEMU's.
 fn give_up(pause: Pause<'_>, memory: MemoryStream<'_>, error: Error) -> Error {
     drop(pause);
-    match memory.reader.join() {
+    let MemoryStream { reader, needed, .. } = memory;
+    drop(needed);
+    match reader.join() {
         Ok(Err(own @ (Error::Sink(_) | Error::Stream(_)))) => own,
         _ => error,
     }
