@@ -14,10 +14,8 @@ use tintype_testkit::{Disk, Error, Format, Guest, GuestKind, Qemu};
 use crate::cycles::{Random, Tally, run};
 use crate::subject::{Subject, WITHIN, is_built};
 
-/// How many cycles there are on the system's QEMU unless somebody asks for more,
-/// and how many on 7.2, which has one open question (`docs/faults.md`, Soak).
-const CYCLES: u64 = 45;
-const CYCLES_ON_7_2: u64 = 9;
+/// How many cycles there are on each QEMU unless somebody asks for more.
+const CYCLES: u64 = 27;
 
 /// After how many cycles a new guest with a new repository takes over: one boots
 /// rarely, and none keeps all that thousands of cycles leave.
@@ -25,15 +23,15 @@ const CYCLES_OF_A_GUEST: u64 = 30;
 
 #[test]
 fn a_revert_is_of_one_instant_on_the_systems_qemu() {
-    check(Qemu::system(), CYCLES);
+    check(Qemu::system());
 }
 
 #[test]
 fn a_revert_is_of_one_instant_on_qemu_7_2() {
-    check(Qemu::seven_two(), CYCLES_ON_7_2);
+    check(Qemu::seven_two());
 }
 
-fn check(qemu: Result<Qemu, Error>, share_of_ci: u64) {
+fn check(qemu: Result<Qemu, Error>) {
     let qemu = match qemu {
         Ok(qemu) => qemu,
         Err(error) => return eprintln!("skipped: {error}"),
@@ -43,7 +41,7 @@ fn check(qemu: Result<Qemu, Error>, share_of_ci: u64) {
     }
     let release = qemu.release();
     let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(seed_of_now);
-    let cycles = wanted("TINTYPE_SOAK_CYCLES").unwrap_or(share_of_ci);
+    let cycles = wanted("TINTYPE_SOAK_CYCLES").unwrap_or(CYCLES);
     eprintln!("QEMU {release}: {cycles} cycles, TINTYPE_SOAK_SEED={seed}");
     let mut random = Random::from_seed(seed);
     let mut tally = Tally::default();
