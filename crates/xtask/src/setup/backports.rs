@@ -20,7 +20,7 @@ const SOURCES: &str = "/etc/apt/sources.list.d/tintype-backports.sources";
 
 /// Sees to it that there is a QEMU, and the better one if that is allowed.
 pub(super) fn ensure_qemu(consent: Consent) -> Result<(), Failure> {
-    let installed = installed_release();
+    let installed = release_of("qemu-system-x86_64");
     if installed.is_some_and(|release| release >= WANTED) {
         return Ok(());
     }
@@ -32,7 +32,7 @@ pub(super) fn ensure_qemu(consent: Consent) -> Result<(), Failure> {
         return apt.install_from(&suite, QEMU);
     }
     let suite = format!("{}-backports", apt.codename());
-    if agrees(consent, &suite, installed)? {
+    if has_tools_from(&suite) || agrees(consent, &suite, installed)? {
         add_suite(&apt, &suite)?;
         return apt.install_from(&suite, QEMU);
     }
@@ -40,10 +40,22 @@ pub(super) fn ensure_qemu(consent: Consent) -> Result<(), Failure> {
     if installed.is_some() { Ok(()) } else { apt.install(QEMU) }
 }
 
-/// Returns the major version of the QEMU in PATH.
-fn installed_release() -> Option<u32> {
-    let text = process::capture(Command::new("qemu-system-x86_64").arg("--version")).ok()?;
-    release_in(&text)
+/// Whether QEMU's tools on this machine come from the suite already, by whatever way
+/// they came. Its owner has then agreed to it, and the older QEMU cannot be installed
+/// beside them.
+fn has_tools_from(suite: &str) -> bool {
+    let newer = release_of("qemu-img").is_some_and(|release| release >= WANTED);
+    if newer {
+        eprintln!(
+            "qemu-utils on this machine is {suite}'s: adding that suite for the rest of QEMU"
+        );
+    }
+    newer
+}
+
+/// Returns the major version of one of QEMU's programs in PATH.
+fn release_of(program: &str) -> Option<u32> {
+    release_in(&process::capture(Command::new(program).arg("--version")).ok()?)
 }
 
 fn release_in(version_text: &str) -> Option<u32> {
