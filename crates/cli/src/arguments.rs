@@ -22,6 +22,12 @@ pub(crate) struct Globals {
     /// The repository: a folder. By default one in the home.
     #[arg(long, global = true, env = "TINTYPE_REPO", value_name = "URL")]
     pub(crate) repo: Option<PathBuf>,
+    /// A key file that opens the repository. `key` in the home is tried too.
+    #[arg(long, global = true, env = "TINTYPE_KEY_FILE", value_name = "FILE")]
+    pub(crate) key_file: Option<PathBuf>,
+    /// A file whose first line is a passphrase that opens the repository.
+    #[arg(long, global = true, env = "TINTYPE_PASSPHRASE_FILE", value_name = "FILE")]
+    pub(crate) passphrase_file: Option<PathBuf>,
     /// The folder of registered VMs. By default `tintype` in the XDG data folder.
     #[arg(long, global = true, env = "TINTYPE_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
@@ -57,7 +63,14 @@ pub(crate) enum Color {
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make the repository. Other commands make the default one on first use.
-    Init,
+    Init {
+        /// What opens it.
+        #[arg(long, value_name = "KIND", default_value = "keyfile")]
+        encryption: Encryption,
+    },
+    /// Add, list and remove keys that open the repository.
+    #[command(subcommand)]
+    Key(KeyCommand),
     /// Register, start and stop VMs.
     #[command(subcommand)]
     Vm(VmCommand),
@@ -110,6 +123,44 @@ pub(crate) enum Command {
         /// The VM.
         vm: VmName,
     },
+}
+
+/// What a new repository is encrypted with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Encryption {
+    /// A key file, which is made if it does not exist.
+    #[value(name = "keyfile", alias = "key-file")]
+    KeyFile,
+    /// A passphrase.
+    Passphrase,
+    /// Nothing: whoever reads the folder reads the snapshots.
+    None,
+}
+
+/// What to do with the keys of the repository.
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Add a key.
+    Add(NewKey),
+    /// List the keys.
+    List,
+    /// Remove a key, but not the last one.
+    Remove {
+        /// The key's id, or its start.
+        id: String,
+    },
+}
+
+/// A key to add.
+#[derive(Debug, Args)]
+#[group(required = true, multiple = false)]
+pub(crate) struct NewKey {
+    /// A key file, which is made if it does not exist.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_key_file: Option<PathBuf>,
+    /// A file whose first line is a passphrase.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
 }
 
 /// What to do with a VM.

@@ -12,6 +12,7 @@ use tintype_engine::{Cancel, Engine, EngineConfig, Error, Health, Result, TakePa
 
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
 use crate::exit::Exit;
+use crate::keys;
 use crate::output::Output;
 use crate::progress::{Fault, Show};
 use crate::text;
@@ -35,12 +36,8 @@ pub(crate) fn run(globals: &Globals, command: Command, output: &Output) -> Resul
 
 fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> {
     match command {
-        Command::Init => {
-            let place = engine.init()?;
-            output.result(&json!({"repository": place, "encryption": "none"}), || {
-                format!("made the repository {}; it is not encrypted yet", place.display())
-            });
-        }
+        Command::Init { encryption } => keys::init(engine, encryption, output)?,
+        Command::Key(command) => keys::key(engine, command, output)?,
         Command::Vm(command) => vm(engine, command, output)?,
         Command::Take(arguments) => take(engine, arguments, output)?,
         Command::Log { vm } => {
@@ -171,10 +168,16 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     if let Some(repository) = &repository {
         watchdog.extend(["--repo".to_owned(), repository.display().to_string()]);
     }
+    for (option, file) in
+        [("--key-file", &globals.key_file), ("--passphrase-file", &globals.passphrase_file)]
+    {
+        watchdog.extend(file.iter().flat_map(|f| [option.to_owned(), f.display().to_string()]));
+    }
     watchdog.push("watchdog".to_owned());
     Ok(EngineConfig {
         home,
         repository,
+        keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))

@@ -4,6 +4,7 @@
 mod arguments;
 mod commands;
 mod exit;
+mod keys;
 mod output;
 mod progress;
 mod text;

@@ -9,6 +9,7 @@
 //!            files/        small files of snapshots that the VM was reverted to
 //!   run/NAME.qmp           monitor sockets of VMs that tintype started
 //!   repository/            the default repository
+//!   key                    what opens repositories that this home has made
 //! ```
 //!
 //! Folders are 0700 and files 0600: this is about guest memory.
@@ -46,6 +47,11 @@ impl Home {
     /// Returns the place of the default repository.
     pub fn default_repository(&self) -> PathBuf {
         self.path.join("repository")
+    }
+
+    /// Returns the key file that opens repositories unless another key is given.
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.path.join("key")
     }
 
     /// Returns the names of the registered VMs, sorted.

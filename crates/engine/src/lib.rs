@@ -12,6 +12,7 @@ mod files;
 mod heal;
 mod home;
 mod intent;
+mod keys;
 mod lease;
 mod memory;
 mod observer;
@@ -28,15 +29,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tintype_repo::{InitParams, Repository};
+use tintype_repo::{InitParams, Kind, Repository};
 
 pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
 pub use home::Home;
+pub use keys::{EncryptionKind, InitReport};
 pub use observer::{Observer, Progress, Silence, Step};
 pub use revert::RevertReport;
 pub use take::TakeParams;
+pub use tintype_repo::{Encryption, KeySlot};
 pub use tintype_vm::{Cancel, Way};
 pub use verify::VerifySummary;
 pub use vms::{VmReport, VmState};
@@ -48,6 +51,8 @@ pub struct EngineConfig {
     pub home: PathBuf,
     /// The repository; the default one in the home if there is none.
     pub repository: Option<PathBuf>,
+    /// What opens the repository, besides the key file in the home.
+    pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.
     pub environment: Vec<(String, String)>,
     /// The command that keeps watch, but for the name of the VM; empty for none.
@@ -73,14 +78,6 @@ impl Engine {
         Ok(Self { config, home })
     }
 
-    /// Makes the repository, and returns where it is.
-    pub fn init(&self) -> Result<PathBuf> {
-        let place = self.repository_place();
-        Repository::init(&place, InitParams::default())
-            .map(|_| place.clone())
-            .map_err(Error::step(format!("cannot make a repository in {}", place.display())))
-    }
-
     /// Opens the repository. The default one is made on first use.
     pub(crate) fn repository(&self) -> Result<Repository> {
         self.repository_at(&self.repository_place())
@@ -88,16 +85,46 @@ impl Engine {
 
     /// Opens the repository in a place, which may not be the one of this command.
     pub(crate) fn repository_at(&self, place: &Path) -> Result<Repository> {
-        let cannot = |error| {
+        if self.config.repository.is_none() && !place.exists() {
+            return self.make_default_repository(place);
+        }
+        Repository::open_with(place, &self.keys_at_hand()?).map_err(|error| {
+            let hint = match error.kind() {
+                Kind::Key => {
+                    "--key-file, --passphrase-file or TINTYPE_PASSPHRASE gives a key that fits"
+                }
+                _ => "`tintype init` makes one; --repo or TINTYPE_REPO says where it is",
+            };
             Error::failed(format!("cannot open the repository {}", place.display()))
                 .because(error)
                 .state("nothing was changed")
-                .hint("`tintype init` makes one; --repo or TINTYPE_REPO says where it is")
-        };
-        if self.config.repository.is_none() && !place.exists() {
-            return Repository::init(place, InitParams::default()).map_err(cannot);
+                .hint(hint)
+        })
+    }
+
+    fn make_default_repository(&self, place: &Path) -> Result<Repository> {
+        let encryption = self.encryption(EncryptionKind::default())?;
+        let repository = self
+            .make_repository(place, &encryption)
+            .map_err(Error::step(format!("cannot make the repository {}", place.display())))?;
+        if let Encryption::KeyFile(key) = &encryption {
+            self.config.observer.notice(&format!(
+                "made the repository {}; keep a copy of its key {} elsewhere: without it no snapshot can be read",
+                place.display(),
+                key.display()
+            ));
         }
-        Repository::open(place).map_err(cannot)
+        Ok(repository)
+    }
+
+    pub(crate) fn make_repository(
+        &self,
+        place: &Path,
+        encryption: &Encryption,
+    ) -> Result<Repository, tintype_repo::Error> {
+        let mut params = InitParams::default();
+        params.encryption = encryption.clone();
+        Repository::init(place, params)
     }
 
     /// Returns the place of the repository for a command that starts in another folder.

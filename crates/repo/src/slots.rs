@@ -50,7 +50,7 @@ impl std::fmt::Debug for Encryption {
 }
 
 /// One way that opens a repository.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeySlot {
     /// The id, by which it can be removed.
     pub id: String,
@@ -125,7 +125,7 @@ pub(crate) fn open(
     ways: &[Encryption],
     is_right: &dyn Fn(&MasterKey) -> bool,
 ) -> Result<MasterKey, Error> {
-    let mut kinds = Vec::new();
+    let mut slots = Vec::new();
     let mut unreadable = None;
     for listed in store.list(PREFIX)? {
         let slot = match read(store, &listed.key) {
@@ -135,7 +135,7 @@ pub(crate) fn open(
                 continue;
             }
         };
-        kinds.push(slot.kind());
+        slots.push((listed.key[PREFIX.len()..].to_owned(), slot.kind()));
         if let Some(master) = slot.open(&bound(repository, &listed.key), ways)
             && is_right(&master)
         {
@@ -144,12 +144,12 @@ pub(crate) fn open(
     }
     match unreadable {
         Some(error) => Err(error),
-        None if kinds.iter().all(|kind| *kind == "none") => {
+        None if slots.iter().all(|(_, kind)| *kind == "none") => {
             Err(Error::damaged("keys", None, "no slot there holds the key that `config` names"))
         }
         None => Err(Error::Key(format!(
-            "none of the keys at hand opens the repository; it has slots of kind {}",
-            kinds.join(", ")
+            "none of the keys at hand opens the repository; those that do are {}",
+            slots.iter().map(|(id, kind)| format!("{id} ({kind})")).collect::<Vec<_>>().join(", ")
         ))),
     }
 }

@@ -19,7 +19,10 @@ impl Tintype {
     /// Returns the command with its home, for a test to add to.
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tintype"));
-        command.env("TINTYPE_HOME", &self.home).env_remove("TINTYPE_REPO");
+        command.env("TINTYPE_HOME", &self.home);
+        for name in ["REPO", "KEY_FILE", "PASSPHRASE_FILE", "PASSPHRASE"] {
+            command.env_remove(format!("TINTYPE_{name}"));
+        }
         command
     }
 
