@@ -4,16 +4,25 @@
 A second opinion for the tests, and a last resort for people: it lists
 snapshots and extracts images and blobs, and verifies all ids on the way. It
 is slow, writes nothing to the repository and needs only Python, libzstd and,
-for sealed repositories, the `cryptography` package.
+for sealed repositories, the `cryptography` package; for passphrases also
+`argon2`, unless `cryptography` is as new as 44.
 
-    read_repository.py [--key-file FILE] REPOSITORY list
-    read_repository.py [--key-file FILE] REPOSITORY image SNAPSHOT NAME OUT
-    read_repository.py [--key-file FILE] REPOSITORY blob SNAPSHOT NAME OUT
+    read_repository.py [KEY] REPOSITORY list
+    read_repository.py [KEY] REPOSITORY image SNAPSHOT NAME OUT
+    read_repository.py [KEY] REPOSITORY blob SNAPSHOT NAME OUT
+    read_repository.py [KEY] REPOSITORY digest [REPOSITORY...]
+
+KEY is `--key-file FILE` or `--passphrase-file FILE`. `digest` prints a line of
+JSON for each repository: its records, and SHA-256 digests of all images and
+blobs. That of an image is over its size and, in order, the offset and the
+bytes of each block that is not zero; numbers have 8 bytes.
 """
 
 import argparse
 import ctypes
 import ctypes.util
+import functools
+import hashlib
 import json
 import os
 import struct
@@ -132,8 +141,9 @@ def check(condition, message):
 
 
 class Repository:
-    def __init__(self, path, key_file):
+    def __init__(self, path, key_file, passphrase_file):
         self.path = path
+        self.key_file, self.passphrase_file = key_file, passphrase_file
         config = json.loads(self.get("config"))
         check(config["tintype"] == 1, "another format")
         check(set(config["features"]) <= {"aes-256-gcm"}, "an unknown feature")
@@ -141,7 +151,7 @@ class Repository:
         self.sealed = "aes-256-gcm" in config["features"]
         commitment = bytes.fromhex(config["key_commitment"])
         for name in sorted(os.listdir(os.path.join(path, "keys"))):
-            master = self.open_slot("keys/" + name, key_file)
+            master = self.open_slot("keys/" + name)
             if master is None:
                 continue
             self.master = master
@@ -167,18 +177,22 @@ class Repository:
         folder = os.path.join(self.path, folder)
         return sorted(os.listdir(folder)) if os.path.isdir(folder) else []
 
-    def open_slot(self, key, key_file):
+    def open_slot(self, key):
         slot = json.loads(self.get(key))
         if slot["kind"] == "none":
             return bytes.fromhex(slot["key"])
-        if slot["kind"] == "keyfile" and key_file:
-            with open(key_file) as file:
+        if slot["kind"] == "keyfile" and self.key_file:
+            with open(self.key_file) as file:
                 head, digits = file.read().split("\n")[:2]
             check(head == "tintype key 1", "not a key file")
             wrapping = blake3(bytes.fromhex(digits), context="tintype 1 key file")
-            sealed = bytes.fromhex(slot["sealed"])
-            return unseal(wrapping, sealed[:12], sealed[12:], self.id + key.encode())
-        return None
+        elif slot["kind"] == "passphrase" and self.passphrase_file:
+            with open(self.passphrase_file, "rb") as file:
+                wrapping = argon2id(file.read().rstrip(b"\n"), slot)
+        else:
+            return None
+        sealed = bytes.fromhex(slot["sealed"])
+        return unseal(wrapping, sealed[:12], sealed[12:], self.id + key.encode())
 
     def tag(self, key, text):
         bound = self.id + struct.pack("<Q", len(key)) + key.encode()
@@ -243,11 +257,13 @@ class Repository:
         check(codec in (0, 1) and len(data) == raw, key + " has a wrong frame")
         return data
 
+    @functools.lru_cache(maxsize=256)
     def node_bytes(self, place, node_id, kind):
         data = self.frame(place, kind)
         check(blake3(bytes([kind]) + data, key=self.node_key) == node_id, "a node is damaged")
         return data
 
+    @functools.lru_cache(maxsize=256)
     def blocks(self, place, frame_id):
         data = self.frame(place, 1)
         ids = b"".join(blake3(data[at:at + BLOCK], key=self.block_key)[:20]
@@ -314,30 +330,51 @@ class Repository:
             regions[number] = parts
         return regions
 
-    def extract_image(self, root, out):
+    def image_blocks(self, root):
+        """Yields the offset and the bytes of each block that the map has."""
         size = root["size"]
-        out.truncate(size)
-        for leaf, regions in self.image_leaves(root):
-            for region, parts in regions.items():
-                for used, mask, first, place, frame_id in parts:
-                    data = self.blocks(place, frame_id)
-                    for block in range(16):
-                        if not used >> block & 1:
-                            continue
-                        slot = first + bin(mask & ((1 << block) - 1)).count("1")
-                        offset = leaf * LEAF + region * REGION + block * BLOCK
-                        content = data[slot * BLOCK:(slot + 1) * BLOCK]
-                        out.seek(offset)
-                        out.write(content[:max(0, size - offset)])
+        for leaf, regions in sorted(self.image_leaves(root)):
+            for region, parts in sorted(regions.items()):
+                for block in range(16):
+                    offset = leaf * LEAF + region * REGION + block * BLOCK
+                    for used, mask, first, place, frame_id in parts:
+                        if used >> block & 1 and offset < size:
+                            slot = first + bin(mask & ((1 << block) - 1)).count("1")
+                            data = self.blocks(place, frame_id)
+                            content = data[slot * BLOCK:(slot + 1) * BLOCK]
+                            yield offset, content[:size - offset]
 
-    def extract_blob(self, blob, out):
+    def extract_image(self, root, out):
+        out.truncate(root["size"])
+        for offset, content in self.image_blocks(root):
+            out.seek(offset)
+            out.write(content)
+
+    def digest_image(self, root):
+        digest = hashlib.sha256(struct.pack("<Q", root["size"]))
+        for offset, content in self.image_blocks(root):
+            if content.strip(b"\0"):
+                digest.update(struct.pack("<Q", offset) + content)
+        return digest.hexdigest()
+
+    def blob(self, blob):
         reader = Reader(self.node_bytes(*parse_pointer(blob["list"]), 2))
         check(reader.bytes(2) == b"\4\0" and reader.take("Q") == blob["len"], "not this blob")
+        chunks = []
         while not reader.at_end():
             segment = (reader.bytes(16), reader.take("I"))
             place = segment + (reader.take("H"), reader.take("I"), reader.take("I"))
-            out.write(self.node_bytes(place, reader.bytes(32), 3))
-        check(out.tell() == blob["len"], "the blob has another length")
+            chunks.append(self.node_bytes(place, reader.bytes(32), 3))
+        content = b"".join(chunks)
+        check(len(content) == blob["len"], "the blob has another length")
+        return content
+
+    def digests(self):
+        return [{"record": record,
+                 "images": [self.digest_image(image["root"]) for image in record["images"]],
+                 "blobs": [hashlib.sha256(self.blob(blob)).hexdigest()
+                           for _, blob in record["blobs"]]}
+                for record in self.snapshots()]
 
 
 class Reader:
@@ -385,14 +422,35 @@ def unseal(key, nonce, sealed, bound):
     return AESGCM(key).decrypt(nonce, sealed, bound)
 
 
+def argon2id(words, slot):
+    salt, cost = bytes.fromhex(slot["salt"]), slot["memory_kib"]
+    passes, lanes = slot["passes"], slot["lanes"]
+    try:
+        from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+    except ImportError:
+        from argon2.low_level import Type, hash_secret_raw
+        return hash_secret_raw(words, salt, passes, cost, lanes, 32, Type.ID)
+    return Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes,
+                    memory_cost=cost).derive(words)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--key-file")
+    parser.add_argument("--passphrase-file")
     parser.add_argument("repository")
-    parser.add_argument("action", choices=["list", "image", "blob"])
+    parser.add_argument("action", choices=["list", "image", "blob", "digest"])
     parser.add_argument("rest", nargs="*")
     arguments = parser.parse_args()
-    repository = Repository(arguments.repository, arguments.key_file)
+
+    def opened(path):
+        return Repository(path, arguments.key_file, arguments.passphrase_file)
+
+    if arguments.action == "digest":
+        for path in [arguments.repository] + arguments.rest:
+            print(json.dumps(opened(path).digests()))
+        return
+    repository = opened(arguments.repository)
     if arguments.action == "list":
         for record in repository.snapshots():
             print(json.dumps(record))
@@ -405,7 +463,7 @@ def main():
             roots = {image["name"]: image["root"] for image in found[0]["images"]}
             repository.extract_image(roots[name], file)
         else:
-            repository.extract_blob(dict(found[0]["blobs"])[name], file)
+            file.write(repository.blob(dict(found[0]["blobs"])[name]))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
 //! `variants::a_paused_guest_stays_paused` here, and with QEMU alone by the tests
 //! of `testkit` (`tear`).
 //!
-//! `cargo xtask soak` runs the cycles with many more rounds: it sets
-//! `TINTYPE_SOAK_CYCLES`, for each QEMU, and `TINTYPE_SOAK_SEED`.
+//! `cargo xtask soak guests` runs the cycles with many more rounds: it sets
+//! `TINTYPE_SOAK_COUNT`, for each QEMU, and `TINTYPE_SOAK_SEED`.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -41,7 +41,7 @@ fn check(qemu: Result<Qemu, Error>) {
     }
     let release = qemu.release();
     let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(seed_of_now);
-    let cycles = wanted("TINTYPE_SOAK_CYCLES").unwrap_or(CYCLES);
+    let cycles = wanted("TINTYPE_SOAK_COUNT").unwrap_or(CYCLES);
     eprintln!("QEMU {release}: {cycles} cycles, TINTYPE_SOAK_SEED={seed}");
     let mut random = Random::from_seed(seed);
     let mut tally = Tally::default();

@@ -8,16 +8,20 @@ use tintype_types::{ByteCount, Extent};
 
 use crate::support::{BLOCK, begin, content, draft, read_all};
 
+/// The second reader.
+pub(crate) const SCRIPT: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/read_repository.py");
+
 fn judge(repository: &Path, key: &Path, arguments: &[&str]) -> Output {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tools/read_repository.py");
     let mut command = Command::new("python3");
-    command.arg(script).arg("--key-file").arg(key).arg(repository).args(arguments);
+    command.arg(SCRIPT).arg("--key-file").arg(key).arg(repository).args(arguments);
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     output
 }
 
-fn can_judge(packages: &str) -> bool {
+/// Whether Python, libzstd and the packages are here; says so if not.
+pub(crate) fn can_judge(packages: &str) -> bool {
     let import = format!("import ctypes; ctypes.CDLL('libzstd.so.1'){packages}");
     let can = Command::new("python3").args(["-c", &import]).output();
     let can = can.is_ok_and(|output| output.status.success());

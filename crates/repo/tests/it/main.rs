@@ -11,6 +11,7 @@ mod judge;
 mod keys;
 mod model;
 mod protocol;
+mod readers;
 mod sparse;
 mod support;
 mod together;

@@ -1,7 +1,9 @@
-//! What the tests share: a repository in a temporary folder, drafts, and
-//! content that can be made again.
+//! What the tests share: a repository in a temporary folder, drafts, content
+//! that can be made again, dice, and how much a test of chance does.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tintype_repo::{
@@ -101,4 +103,61 @@ pub(crate) fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     }
     found.sort();
     found
+}
+
+/// Choices and noise that a seed fixes.
+pub(crate) struct Dice(blake3::OutputReader);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof())
+    }
+
+    /// A number below `sides`; 0 if there are none.
+    pub(crate) fn roll(&mut self, sides: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        u64::from_le_bytes(bytes) % sides.max(1)
+    }
+
+    pub(crate) fn pick(&mut self, sides: usize) -> usize {
+        self.roll(sides as u64) as usize
+    }
+
+    pub(crate) fn noise(&mut self, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0; len];
+        self.0.fill(&mut bytes);
+        bytes
+    }
+}
+
+/// How much a test of chance does, and from which seed.
+pub(crate) struct Soak {
+    pub count: u64,
+    pub seed: u64,
+}
+
+/// Returns what `cargo xtask soak` asks for, or what CI has time for and a new
+/// seed, and says it.
+pub(crate) fn soak(what: &str, otherwise: u64) -> Soak {
+    let wanted = |name| std::env::var(name).ok()?.parse().ok();
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into();
+    let count = wanted("TINTYPE_SOAK_COUNT").unwrap_or(otherwise);
+    let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(now);
+    eprintln!("{count} {what}, TINTYPE_SOAK_SEED={seed}");
+    Soak { count, seed }
+}
+
+/// Does the work of all items on all cores; the results are in no order.
+pub(crate) fn on_all_cores<I: Sync, R: Send>(items: &[I], work: impl Fn(&I) -> R + Sync) -> Vec<R> {
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let items = std::iter::from_fn(|| items.get(next.fetch_add(1, Ordering::Relaxed)));
+        items.map(&work).collect::<Vec<_>>()
+    };
+    let cores = std::thread::available_parallelism().unwrap().get();
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..cores).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().unwrap()).collect()
+    })
 }

@@ -63,6 +63,8 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("cpio", Probe::Program("cpio")),
     ("xz-utils", Probe::Program("xz")),
     ("openssh-client", Probe::Program("ssh-keygen")),
+    ("python3-cryptography", Probe::File("/usr/lib/python3/dist-packages/cryptography")),
+    ("python3-argon2", Probe::File("/usr/lib/python3/dist-packages/argon2")),
     ("libc6-dev", Probe::File("/usr/lib/x86_64-linux-gnu/libc.a")),
 ];
 
