@@ -99,6 +99,25 @@ pub(crate) enum Command {
         #[arg(long)]
         no_safety: bool,
     },
+    /// Delete snapshots. It can be undone until `gc` has freed their space.
+    Rm {
+        /// The snapshots.
+        #[arg(required = true)]
+        snapshots: Vec<String>,
+    },
+    /// Take back the last deletion.
+    Undo,
+    /// Free the space of what no snapshot needs.
+    Gc {
+        /// Only say what would be freed, and what would be waited for.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Say how much space snapshots take, alone and together.
+    Du {
+        /// Snapshots, or VMs for all of theirs; all without any.
+        names: Vec<String>,
+    },
     /// Check that snapshots are there and good.
     Verify {
         /// The snapshots; all without any.

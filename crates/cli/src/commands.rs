@@ -15,6 +15,7 @@ use crate::exit::Exit;
 use crate::keys;
 use crate::output::Output;
 use crate::progress::{Fault, Show};
+use crate::removal;
 use crate::text;
 
 /// The variables of the environment that a started QEMU gets besides our own.
@@ -41,12 +42,12 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
         Command::Vm(command) => vm(engine, command, output)?,
         Command::Take(arguments) => take(engine, arguments, output)?,
         Command::Log { vm } => {
-            let snapshots = engine.log(vm.as_ref())?;
             if output.is_json() {
-                for snapshot in snapshots.iter().rev() {
-                    output.result(&snapshot.report(), String::new);
+                for entry in engine.log_entries(vm.as_ref())?.iter().rev() {
+                    output.result(entry, String::new);
                 }
             } else {
+                let snapshots = engine.log(vm.as_ref())?;
                 let vms = engine.vms_at_rest()?;
                 output.line(text::log(&snapshots, &vms, output).trim_end());
             }
@@ -64,6 +65,10 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
             let report = engine.revert(&vm, &snapshot, !no_safety)?;
             output.result(&report, || text::revert(&report));
         }
+        Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
+        Command::Undo => removal::undo(engine, output)?,
+        Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
+        Command::Du { names } => removal::space(engine, &names, output)?,
         Command::Verify { snapshots, read_data } => {
             let summary = engine.verify(&snapshots, read_data)?;
             output.result(&summary, || text::verify(&summary));

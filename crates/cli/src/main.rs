@@ -7,6 +7,7 @@ mod exit;
 mod keys;
 mod output;
 mod progress;
+mod removal;
 mod text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

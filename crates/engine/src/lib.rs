@@ -1,4 +1,4 @@
-//! The use cases: take, log, show, revert, doctor. The boundary for every front
+//! The use cases, from take to revert and from deletion to doctor. The boundary for every front
 //! end, and the only room that knows both a VM and a repository.
 //!
 //! It prints nothing and reads no environment: a front end hands it an
@@ -17,9 +17,11 @@ mod lease;
 mod memory;
 mod observer;
 mod powered_off;
+mod removal;
 mod revert;
 mod sink;
 mod snapshots;
+mod space;
 mod take;
 mod verify;
 mod vms;
@@ -37,7 +39,9 @@ pub use error::{Error, ErrorKind, Result};
 pub use home::Home;
 pub use keys::{EncryptionKind, InitReport};
 pub use observer::{Observer, Progress, Silence, Step};
+pub use removal::{CollectionReport, RemovalReport, UndoReport};
 pub use revert::RevertReport;
+pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
 pub use tintype_repo::{Encryption, KeySlot};
 pub use tintype_vm::{Cancel, Way};

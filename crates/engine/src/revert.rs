@@ -64,6 +64,9 @@ impl Engine {
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
         let repository = self.repository()?;
         let target = self.find_snapshot(&repository, snapshot, Some(&vm.name))?;
+        let _pinned = repository
+            .pin(target.record.id)
+            .map_err(Error::step("cannot hold on to the snapshot"))?;
         self.refuse_misfit(&repository, &vm, &target)?;
         self.config.observer.step(Step::RevertVerified);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;

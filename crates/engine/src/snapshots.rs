@@ -63,7 +63,14 @@ impl Engine {
         };
         let found = match parse_latest(name) {
             Some(back) => of_vm.iter().rev().nth(back).copied(),
-            None => of_vm.iter().find(|s| s.record.name.as_str() == name).copied(),
+            None => {
+                let mut named = of_vm.iter().filter(|s| s.record.name.as_str() == name).copied();
+                match (named.next(), named.next()) {
+                    // One was deleted, its name given again, and the deletion undone.
+                    (Some(first), Some(second)) => return Err(several(text, &[first, second])),
+                    (first, _) => first,
+                }
+            }
         };
         if let Some(found) = found {
             return Ok(found.clone());
@@ -122,10 +129,14 @@ fn by_prefix<'s>(
     match matching.as_slice() {
         [one] => Ok(one),
         [] => Err(none_of(text, vm, of_vm)),
-        several => Err(Error::invalid(format!("`{text}` is the start of several ids"))
-            .state("nothing was changed")
-            .hint(format!("type one of: {}", listed(several)))),
+        matching => Err(several(text, matching)),
     }
+}
+
+fn several(text: &str, matching: &[&Snapshot]) -> Error {
+    Error::invalid(format!("`{text}` may be one of several snapshots"))
+        .state("nothing was changed")
+        .hint(format!("type the id of one: {}", listed(matching)))
 }
 
 fn none_of(text: &str, vm: Option<&VmName>, of_vm: &[&Snapshot]) -> Error {

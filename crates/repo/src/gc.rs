@@ -33,8 +33,8 @@ pub struct GcReport {
     pub segments: u64,
     /// Their bytes.
     pub freed_bytes: ByteCount,
-    /// Snapshots at work that have to end first; a later call goes on. 0 when
-    /// the collection is finished.
+    /// Snapshots being taken that have to end first; a later call goes on. 0 when
+    /// the collection is finished. In a dry run, those that would be waited for.
     pub waiting_for: u64,
 }
 
@@ -42,7 +42,8 @@ pub struct GcReport {
 pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
     if dry_run {
         let (condemned, _) = mark(vault)?;
-        return report(vault, &condemned);
+        let waiting_for = writers_at_work(vault)?;
+        return Ok(GcReport { waiting_for, ..report(vault, &condemned)? });
     }
     heal::end_dead_sessions(vault)?;
     let epoch = match epoch::newest(vault)? {
@@ -147,6 +148,22 @@ fn end_older_sessions(vault: &Vault, epoch: u64) -> Result<u64, Error> {
         match vault.store.holder(&registered.key)? {
             Holder::Alive => alive += 1,
             Holder::Gone => heal::end(vault, registered.session, &registered.key)?,
+        }
+    }
+    Ok(alive)
+}
+
+/// Returns how many writers live, of any epoch.
+fn writers_at_work(vault: &Vault) -> Result<u64, Error> {
+    let mut alive = 0;
+    for registered in slot::list(vault)? {
+        let is_writer = match slot::read_snapshot(vault, &registered.key) {
+            Ok(read) => read.is_none(),
+            Err(Error::NotFound(_)) => false,
+            Err(error) => return Err(error),
+        };
+        if is_writer && vault.store.holder(&registered.key)? == Holder::Alive {
+            alive += 1;
         }
     }
     Ok(alive)

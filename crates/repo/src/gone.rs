@@ -1,7 +1,7 @@
 //! Deleted snapshots: tombstones, and what became of them.
 //!
 //! ```text
-//! gone/<snapshot>-<n>        the n-th deletion of a snapshot
+//! gone/<snapshot>-<n>        the n-th deletion of a snapshot: when it was deleted
 //! gone/<snapshot>-<n>.end    "undone" or "collected", whichever was put first
 //! ```
 //!
@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use jiff::Timestamp;
 use tintype_types::SnapshotId;
 
 use crate::Error;
@@ -92,8 +93,9 @@ impl Deletions {
     }
 }
 
-/// Deletes a snapshot. Deleting it twice is one deletion.
-pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+/// Deletes a snapshot. Deleting it twice is one deletion. What is deleted at
+/// the same instant is one act.
+pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId, at: Timestamp) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
     if deletions.has(snapshot) {
         return Ok(());
@@ -101,7 +103,23 @@ pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
     let undone = deletions.by_snapshot.get(&snapshot).map_or(0, BTreeMap::len);
     let number = u32::try_from(undone).map_err(|_| Error::Invalid("deleted too often".into()))?;
     let key = key(snapshot, number);
-    vault.store.put_if_absent(&key, &signed::encode(vault, &key, KIND, &[])).map(drop)
+    let object = signed::encode(vault, &key, KIND, &[at.to_string()]);
+    vault.store.put_if_absent(&key, &object).map(drop)
+}
+
+/// Returns the snapshots of the newest act of deletion that can be undone.
+pub(crate) fn newest_act(vault: &Vault) -> Result<Vec<SnapshotId>, Error> {
+    let deletions = Deletions::read(vault)?;
+    let mut acts: BTreeMap<Timestamp, Vec<SnapshotId>> = BTreeMap::new();
+    for (snapshot, number) in deletions.open().filter(|(id, _)| !deletions.has_collected(*id)) {
+        match read_instant(vault, &key(snapshot, number)) {
+            Ok(at) => acts.entry(at).or_default().push(snapshot),
+            // Forgotten since it was listed.
+            Err(Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(acts.pop_last().map(|(_, snapshots)| snapshots).unwrap_or_default())
 }
 
 /// Undoes the deletion of a snapshot, unless it was collected.
@@ -144,6 +162,14 @@ fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
         [line] if line == COLLECTED => Ok(End::Collected),
         _ => Err(Error::damaged(key, None, "it cannot be understood")),
     }
+}
+
+fn read_instant(vault: &Vault, key: &str) -> Result<Timestamp, Error> {
+    let instant = match signed::read(vault, key, KIND)?.as_slice() {
+        [line] => line.parse().ok(),
+        _ => None,
+    };
+    instant.ok_or_else(|| Error::damaged(key, None, "it cannot be understood"))
 }
 
 fn key(snapshot: SnapshotId, number: u32) -> String {

@@ -63,7 +63,7 @@ pub use reader::{DataExtents, ImageReader, Piece, Sequence};
 pub use record::{BlobId, NamedImage, SnapshotDraft, SnapshotRecord};
 pub use repository::{GcParams, InitParams, Pin, Repository, Usage};
 pub use session::{ImageParams, Session, SessionParams, SessionStats, Unwritten};
-pub use shares::{Shares, SnapshotShare};
+pub use shares::{SetShare, Shares, SnapshotShare};
 pub use slots::{Encryption, KeySlot};
 pub use tree::ImageRoot;
 pub use verify::{Progress, VerifyLevel, VerifyReport};

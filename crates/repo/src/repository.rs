@@ -4,6 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 
@@ -223,21 +224,39 @@ impl Repository {
         verify::verify(&self.vault, snapshots, level, progress)
     }
 
-    /// Deletes a snapshot. Its content goes with the next collection, unless
-    /// other snapshots or readers need it; until then it can be undone.
+    /// Deletes a snapshot, as an act of its own; see `remove_all`.
     pub fn remove(&self, id: SnapshotId) -> Result<(), Error> {
-        match listing::one(&self.vault, id) {
-            // One whose record is damaged can still be deleted.
-            Ok(_) | Err(Error::Damaged(_)) => self.even_if_full(|vault| gone::delete(vault, id)),
-            Err(error) => Err(error),
+        self.remove_all(&[id])
+    }
+
+    /// Deletes snapshots in one act. Their content goes with the next
+    /// collection, unless other snapshots or readers need it; until then it can
+    /// be undone. If one of them is not there, none is deleted.
+    pub fn remove_all(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        for id in ids {
+            match listing::one(&self.vault, *id) {
+                // One whose record is damaged can still be deleted.
+                Ok(_) | Err(Error::Damaged(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
+        let now = Timestamp::now();
+        self.even_if_full(|vault| ids.iter().try_for_each(|id| gone::delete(vault, *id, now)))
     }
 
     /// Undoes the deletion of a snapshot. If a collection has begun to remove
     /// its content, the error is of [`Kind::NotFound`](crate::Kind::NotFound).
     pub fn undo_remove(&self, id: SnapshotId) -> Result<SnapshotRecord, Error> {
-        gone::undo(&self.vault, id)?;
+        self.even_if_full(|vault| gone::undo(vault, id))?;
         self.snapshot(id)
+    }
+
+    /// Undoes the newest act of deletion that no collection has ended yet, by
+    /// the clocks of those who deleted; returns its snapshots, none if there is
+    /// no such act.
+    pub fn undo_last_removal(&self) -> Result<Vec<SnapshotRecord>, Error> {
+        let act = gone::newest_act(&self.vault)?;
+        act.into_iter().map(|id| self.undo_remove(id)).collect()
     }
 
     /// Keeps a snapshot's content in place while a guest reads from it, even
@@ -270,7 +289,13 @@ impl Repository {
     /// Returns, for each snapshot, the stored bytes that it needs and those of
     /// them that no other snapshot needs.
     pub fn shares(&self) -> Result<Shares, Error> {
-        shares::shares(&self.vault)
+        self.shares_of(&[])
+    }
+
+    /// Returns the same, and of some snapshots together what they need and what
+    /// nobody but they needs.
+    pub fn shares_of(&self, together: &[SnapshotId]) -> Result<Shares, Error> {
+        shares::shares(&self.vault, together)
     }
 
     /// Returns what the repository holds.

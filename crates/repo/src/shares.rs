@@ -1,7 +1,6 @@
 //! Who needs how much: the stored bytes of each snapshot, and how many of them
 //! are its alone. Exact to the frame.
 
-use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 
 use tintype_types::{ByteCount, SnapshotId};
@@ -19,6 +18,18 @@ pub struct Shares {
     pub snapshots: Vec<SnapshotShare>,
     /// What all of them need together.
     pub referenced_bytes: ByteCount,
+    /// The snapshots that were asked for, as one.
+    pub together: SetShare,
+}
+
+/// The stored bytes that some snapshots need together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SetShare {
+    /// All that they need.
+    pub referenced_bytes: ByteCount,
+    /// What no other snapshot needs: deleting all of them frees this much in
+    /// the end.
+    pub exclusive_bytes: ByteCount,
 }
 
 /// The stored bytes that one snapshot needs.
@@ -34,16 +45,23 @@ pub struct SnapshotShare {
     pub logical_bytes: ByteCount,
 }
 
-/// Who needs a frame: the index of a snapshot, or several.
-enum Owner {
-    One(usize),
-    Several,
+/// Who needs a frame.
+struct Owner {
+    /// The snapshot that was found first.
+    first: usize,
+    /// Whether another one needs it too.
+    several: bool,
+    /// Whether one of the set does, and one that is not of it.
+    inside: bool,
+    outside: bool,
 }
 
-pub(crate) fn shares(vault: &Vault) -> Result<Shares, Error> {
+/// Counts for each snapshot, and for a set of them together.
+pub(crate) fn shares(vault: &Vault, set: &[SnapshotId]) -> Result<Shares, Error> {
     let mut shares = Shares::default();
     let mut owners: HashMap<Place, Owner> = HashMap::new();
     for (index, record) in listing::list(vault)?.records.iter().enumerate() {
+        let is_inside = set.contains(&record.id);
         let mut referenced = 0;
         let mut seen = HashSet::new();
         let mut reach = Reach::new(vault, |place: &Place| {
@@ -51,13 +69,15 @@ pub(crate) fn shares(vault: &Vault) -> Result<Shares, Error> {
                 return;
             }
             referenced += u64::from(place.len);
-            match owners.entry(*place) {
-                Entry::Occupied(mut owner) => _ = owner.insert(Owner::Several),
-                Entry::Vacant(owner) => {
-                    shares.referenced_bytes.0 += u64::from(place.len);
-                    owner.insert(Owner::One(index));
-                }
-            }
+            let owner = owners.entry(*place).or_insert(Owner {
+                first: index,
+                several: false,
+                inside: false,
+                outside: false,
+            });
+            owner.several |= owner.first != index;
+            owner.inside |= is_inside;
+            owner.outside |= !is_inside;
         });
         reach.snapshot(record)?;
         shares.snapshots.push(SnapshotShare {
@@ -68,8 +88,14 @@ pub(crate) fn shares(vault: &Vault) -> Result<Shares, Error> {
         });
     }
     for (place, owner) in owners {
-        if let Owner::One(index) = owner {
-            shares.snapshots[index].exclusive_bytes.0 += u64::from(place.len);
+        let len = u64::from(place.len);
+        shares.referenced_bytes.0 += len;
+        if !owner.several {
+            shares.snapshots[owner.first].exclusive_bytes.0 += len;
+        }
+        if owner.inside {
+            shares.together.referenced_bytes.0 += len;
+            shares.together.exclusive_bytes.0 += if owner.outside { 0 } else { len };
         }
     }
     Ok(shares)

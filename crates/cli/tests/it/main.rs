@@ -5,6 +5,7 @@
 mod command;
 mod concurrent;
 mod cycles;
+mod deletion;
 mod documented;
 mod identity;
 mod interrupt;

@@ -7,11 +7,11 @@ use std::process::Command;
 use crate::scene::{Scene, is_soak};
 
 /// A small file system in memory, which goes when it is dropped.
-struct SmallFolder(PathBuf);
+pub(crate) struct SmallFolder(PathBuf);
 
 impl SmallFolder {
     /// Mounts one, or says why this machine does not let us.
-    fn mount(path: &Path, options: &str) -> Option<Self> {
+    pub(crate) fn mount(path: &Path, options: &str) -> Option<Self> {
         std::fs::create_dir_all(path).unwrap();
         let mount = Command::new("mount")
             .args(["-t", "tmpfs", "-o", options, "tintype-test"])

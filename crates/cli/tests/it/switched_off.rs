@@ -63,6 +63,12 @@ impl SwitchedOff {
     pub(crate) fn fail(&self, code: i32, arguments: &[&str]) -> String {
         failed(&self.tintype.run(arguments), code)
     }
+
+    /// Returns the names of all snapshots, oldest first.
+    pub(crate) fn snapshots(&self) -> Vec<String> {
+        let log = self.tintype.lines(&["log"]);
+        log.iter().rev().map(|line| line["name"].as_str().unwrap().to_owned()).collect()
+    }
 }
 
 /// Asserts how a command ended, and returns what it said.

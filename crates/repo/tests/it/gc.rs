@@ -165,6 +165,15 @@ fn shares_are_exact() {
         repository.undo_remove(share.id).unwrap();
     }
     assert_eq!(repository.shares().unwrap(), shares);
+    let pair = [records[0].id, records[2].id];
+    let together = repository.shares_of(&pair).unwrap().together;
+    repository.remove_all(&pair).unwrap();
+    let without = repository.shares_of(&pair).unwrap();
+    assert_eq!(without.together, tintype_repo::SetShare::default());
+    let freed = shares.referenced_bytes.get() - without.referenced_bytes.get();
+    assert_eq!(together.exclusive_bytes.get(), freed);
+    assert_eq!(repository.undo_last_removal().unwrap().len(), 2);
+    assert_eq!(repository.shares().unwrap(), shares);
 }
 
 #[derive(Debug, Clone)]

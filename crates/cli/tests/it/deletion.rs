@@ -1,0 +1,153 @@
+//! Snapshots are deleted in any order, it is undone, and space is freed.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::scene::WITHIN;
+use crate::space::SmallFolder;
+use crate::switched_off::SwitchedOff;
+
+fn number(value: &Value, field: &str) -> u64 {
+    value[field].as_u64().unwrap_or_else(|| panic!("no {field} in {value}"))
+}
+
+#[test]
+fn is_undone_by_acts_until_the_space_is_freed() {
+    let vm = SwitchedOff::start();
+    for state in 1..=4 {
+        vm.take(&format!("s{state}"), state);
+    }
+    vm.tintype.json(&["rm", "web@s2"]);
+    vm.tintype.json(&["rm", "web@s1", "web@s3"]);
+    assert_eq!(vm.snapshots(), ["s4"]);
+    vm.fail(2, &["show", "web@s1"]);
+    let nothing = vm.fail(2, &["rm", "web@s4", "web@s1"]);
+    assert!(nothing.contains("there is no snapshot `web@s1`"), "{nothing}");
+    let undone = vm.tintype.json(&["undo"]);
+    assert_eq!(undone["snapshots"].as_array().unwrap().len(), 2, "{undone}");
+    assert_eq!(vm.snapshots(), ["s1", "s3", "s4"]);
+    vm.tintype.json(&["undo"]);
+    assert_eq!(vm.snapshots(), ["s1", "s2", "s3", "s4"]);
+    let more = vm.fail(2, &["undo"]);
+    assert!(more.contains("there is nothing to undo"), "{more}");
+
+    vm.tintype.json(&["rm", "web@s1", "web@s3"]);
+    let would = vm.tintype.json(&["gc", "--dry-run"]);
+    let freed = vm.tintype.json(&["gc"]);
+    assert!(number(&would, "freed_bytes") > 8 << 20, "{would}");
+    for field in ["segments", "freed_bytes", "waiting_for"] {
+        assert_eq!(would[field], freed[field], "{field}");
+    }
+    vm.fail(2, &["undo"]);
+    for (name, state) in [("s2", 2), ("s4", 4)] {
+        vm.tintype.json(&["revert", "web", name, "--no-safety"]);
+        vm.must_be(state);
+    }
+    let verified = vm.tintype.json(&["verify", "--read-data"]);
+    assert_eq!(verified["damaged"], json!([]));
+    assert_eq!(verified["checked_snapshots"], 2);
+}
+
+#[test]
+fn a_name_that_was_given_again_is_told_apart_by_id() {
+    let vm = SwitchedOff::start();
+    let first = vm.take("a", 1);
+    vm.tintype.json(&["rm", "web@a"]);
+    vm.take("a", 2);
+    vm.tintype.json(&["undo"]);
+    let several = vm.fail(2, &["rm", "web@a"]);
+    assert!(several.contains("may be one of several snapshots"), "{several}");
+    vm.tintype.json(&["rm", first["id"].as_str().unwrap()]);
+    vm.tintype.json(&["revert", "web", "a", "--no-safety"]);
+    vm.must_be(2);
+}
+
+#[test]
+fn space_is_counted_to_the_byte() {
+    let vm = SwitchedOff::start();
+    for name in ["one", "same"] {
+        vm.take(name, 1);
+    }
+    vm.take("other", 2);
+    let all = vm.tintype.json(&["du"]);
+    let pair = vm.tintype.json(&["du", "web@one", "web@same"]);
+    assert_eq!(pair["snapshots"].as_array().unwrap().len(), 2, "{pair}");
+    let alone = |name: &str| number(&vm.tintype.json(&["du", name]), "exclusive_bytes");
+    assert!(alone("web@one") < 64 << 10, "what the other has too is not its own");
+    let exclusive = number(&pair, "exclusive_bytes");
+    assert!(exclusive > 4 << 20, "together they are alone with it: {pair}");
+    assert_eq!(exclusive + number(&pair, "shared_bytes"), number(&pair, "referenced_bytes"));
+    let of_vm = vm.tintype.json(&["du", "web"]);
+    assert_eq!(of_vm, all);
+    for entry in vm.tintype.lines(&["log"]) {
+        let name = format!("web@{}", entry["name"].as_str().unwrap());
+        assert_eq!(number(&entry, "exclusive_bytes"), alone(&name), "{entry}");
+    }
+    vm.tintype.json(&["rm", "web@one", "web@same"]);
+    let without = number(&vm.tintype.json(&["du"]), "referenced_bytes");
+    assert_eq!(number(&all, "referenced_bytes") - without, exclusive);
+}
+
+#[test]
+fn collection_waits_for_what_is_being_taken() {
+    let vm = SwitchedOff::start();
+    vm.take("gone", 1);
+    vm.write(2);
+    let held = vm.path("held");
+    let mut take = vm
+        .tintype
+        .command()
+        .args(["take", "web", "--name", "new"])
+        .env("TINTYPE_TEST_FAULT", format!("take-stored:{held}"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + WITHIN;
+    while !Path::new(&held).exists() {
+        assert!(Instant::now() < deadline && take.try_wait().unwrap().is_none());
+        sleep(Duration::from_millis(5));
+    }
+    vm.tintype.json(&["rm", "web@gone"]);
+    assert_eq!(number(&vm.tintype.json(&["gc", "--dry-run"]), "waiting_for"), 1);
+    let waits = vm.tintype.json(&["gc"]);
+    assert_eq!((number(&waits, "waiting_for"), number(&waits, "freed_bytes")), (1, 0));
+    fs::remove_file(&held).unwrap();
+    assert!(take.wait().unwrap().success());
+    assert!(number(&vm.tintype.json(&["gc"]), "freed_bytes") > 4 << 20);
+    assert_eq!(vm.snapshots(), ["new"]);
+    vm.tintype.json(&["revert", "web", "new", "--no-safety"]);
+    vm.must_be(2);
+}
+
+#[test]
+fn a_full_file_system_is_freed() {
+    let vm = SwitchedOff::start();
+    let place = vm.path("small");
+    let Some(_small) = SmallFolder::mount(Path::new(&place), "size=24m") else { return };
+    let repo = format!("{place}/repository");
+    let run = |arguments: &[&str]| vm.tintype.json(&[&["--repo", &repo], arguments].concat());
+    run(&["init"]);
+    for state in 1..=3 {
+        vm.write(state);
+        run(&["take", "web", "--name", &format!("s{state}")]);
+    }
+    let mut filler = File::create(format!("{place}/filler")).unwrap();
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    vm.write(4);
+    let full = vm.fail(1, &["--repo", &repo, "take", "web"]);
+    assert!(full.contains("No space left on device"), "{full}");
+    run(&["rm", "web@s1", "web@s2"]);
+    run(&["undo"]);
+    run(&["rm", "web@s1", "web@s2"]);
+    assert!(number(&run(&["gc"]), "freed_bytes") > 8 << 20);
+    run(&["take", "web", "--name", "s4"]);
+    let verified = run(&["verify", "--read-data"]);
+    assert_eq!(verified["damaged"], json!([]));
+    assert_eq!(verified["checked_snapshots"], 2);
+}

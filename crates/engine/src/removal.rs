@@ -1,0 +1,123 @@
+//! Deletes snapshots, takes that back, and frees the space of what is gone.
+
+use serde::Serialize;
+use tintype_repo::{GcParams, Repository};
+use tintype_types::{ByteCount, SnapshotId};
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::intent::Intent;
+
+/// Snapshots that were deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RemovalReport {
+    /// Their ids.
+    pub removed: Vec<SnapshotId>,
+}
+
+/// What was taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UndoReport {
+    /// The command that was taken back.
+    pub undone: &'static str,
+    /// The ids of the snapshots that are there again.
+    pub snapshots: Vec<SnapshotId>,
+    /// The snapshots as `VM@NAME`.
+    pub names: Vec<String>,
+}
+
+/// What a collection has freed, or would free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct CollectionReport {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Segments that nothing needs any more.
+    pub segments: u64,
+    /// Their bytes.
+    pub freed_bytes: ByteCount,
+    /// Snapshots being taken that have to end first.
+    pub waiting_for: u64,
+}
+
+impl Engine {
+    /// Deletes snapshots in one act. It can be undone until the next collection.
+    pub fn remove(&self, names: &[String]) -> Result<RemovalReport> {
+        let repository = self.repository()?;
+        let mut removed = Vec::new();
+        for name in names {
+            let id = self.removable(&repository, name)?;
+            if !removed.contains(&id) {
+                removed.push(id);
+            }
+        }
+        self.refuse_needed(&removed)?;
+        repository.remove_all(&removed).map_err(|error| {
+            Error::failed("cannot delete").because(error).state("some may be deleted already")
+        })?;
+        Ok(RemovalReport { removed })
+    }
+
+    /// Finds a snapshot to delete; one whose record is damaged, by its whole id.
+    fn removable(&self, repository: &Repository, name: &str) -> Result<SnapshotId> {
+        match (self.find_snapshot(repository, name, None), name.parse()) {
+            (Ok(snapshot), _) => Ok(snapshot.record.id),
+            (Err(_), Ok(id)) if repository.snapshot(id).is_err_and(|e| is_damage(&e)) => Ok(id),
+            (Err(error), _) => Err(error),
+        }
+    }
+
+    /// Refuses to delete what an interrupted revert has still to put back.
+    fn refuse_needed(&self, ids: &[SnapshotId]) -> Result<()> {
+        for vm in self.home.vm_names()? {
+            let Some(Intent::Revert { target, safety, .. }) = self.intent(&vm)? else { continue };
+            if ids.iter().any(|id| *id == target || Some(*id) == safety) {
+                return Err(Error::refused(format!("a revert of `{vm}` needs the snapshot"))
+                    .state("nothing was deleted")
+                    .hint(format!("`tintype vm show {vm}` finishes a revert that was killed")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes back the last act that destroyed something and can be taken back.
+    pub fn undo(&self) -> Result<UndoReport> {
+        let records = self.repository()?.undo_last_removal().map_err(|error| {
+            Error::failed("cannot undo the deletion")
+                .because(error)
+                .hint("`tintype log` shows the snapshots that are there")
+        })?;
+        if records.is_empty() {
+            return Err(Error::invalid("there is nothing to undo")
+                .state("nothing was changed")
+                .hint("a deletion can be undone until `tintype gc` has freed its space"));
+        }
+        let snapshots = records.iter().map(|record| record.id).collect();
+        let names = records.iter().map(|r| format!("{}@{}", r.vm_name, r.name)).collect();
+        Ok(UndoReport { undone: "rm", snapshots, names })
+    }
+
+    /// Frees what no snapshot needs; in a dry run only says what that is.
+    pub fn collect_garbage(&self, dry_run: bool) -> Result<CollectionReport> {
+        let mut params = GcParams::default();
+        params.dry_run = dry_run;
+        let report = self.repository()?.gc(params).map_err(|error| {
+            let what = Error::failed("cannot collect garbage");
+            let what = if is_damage(&error) {
+                what.hint("run `tintype verify` to list every damaged snapshot")
+            } else {
+                what
+            };
+            what.because(error).state("what snapshots need is where it was")
+        })?;
+        Ok(CollectionReport {
+            dry_run,
+            segments: report.segments,
+            freed_bytes: report.freed_bytes,
+            waiting_for: report.waiting_for,
+        })
+    }
+}
+
+fn is_damage(error: &tintype_repo::Error) -> bool {
+    error.kind() == tintype_repo::Kind::Damaged
+}
