@@ -6,6 +6,7 @@ use std::process::Command;
 
 use serde::Serialize;
 use tintype_types::VmName;
+use tintype_vm::Abilities;
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -90,15 +91,8 @@ impl Engine {
             Ok(()) => Finding::new("state", Health::Good, "a snapshot can be taken now"),
             Err(error) => Finding::new("state", Health::Missing, error.to_string()),
         });
-        findings.push(Finding::new(
-            "iterating capture",
-            Health::Good,
-            "memory is saved in passes while the guest runs; the pause is a few milliseconds",
-        ));
-        findings.push(match &abilities.copy_on_write {
-            Ok(()) => Finding::new("copy-on-write capture", Health::Good, "used for guests that write memory faster than it is read"),
-            Err(reason) => Finding::new("copy-on-write capture", Health::Fallback, format!("{reason}; a guest that writes memory faster than it is read stands still for the rest")),
-        });
+        findings.push(iterating_finding(&abilities));
+        findings.push(copy_on_write_finding(&abilities));
         findings.push(match abilities.require_disk_snapshots() {
             Ok(()) => Finding::new("disks", Health::Good, "kept at the instant while the guest writes on; a failure of ours never fails a write of the guest"),
             Err(error) => Finding::new("disks", Health::Missing, error.to_string()),
@@ -117,6 +111,44 @@ impl Engine {
         }
         Ok(findings)
     }
+}
+
+fn iterating_finding(abilities: &Abilities) -> Finding {
+    let (health, text) = match (&abilities.iterating, &abilities.copy_on_write) {
+        (Ok(()), _) => (
+            Health::Good,
+            "memory is saved in passes while the guest runs; the pause is a few milliseconds"
+                .to_owned(),
+        ),
+        (Err(reason), Ok(())) => {
+            (Health::Fallback, format!("{reason}; copy-on-write is used instead"))
+        }
+        (Err(reason), Err(_)) => (
+            Health::Fallback,
+            format!("{reason}; the guest stands still while its memory is saved"),
+        ),
+    };
+    Finding::new("iterating capture", health, text)
+}
+
+fn copy_on_write_finding(abilities: &Abilities) -> Finding {
+    let (health, text) = match (&abilities.copy_on_write, &abilities.iterating) {
+        (Ok(()), Ok(())) => {
+            (Health::Good, "used for guests that write memory faster than it is read".to_owned())
+        }
+        (Ok(()), Err(_)) => (
+            Health::Good,
+            "used for every guest here; the pause grows slightly with its memory".to_owned(),
+        ),
+        (Err(reason), Ok(())) => (
+            Health::Fallback,
+            format!(
+                "{reason}; a guest that writes memory faster than it is read stands still for the rest"
+            ),
+        ),
+        (Err(reason), Err(_)) => (Health::Fallback, reason.clone()),
+    };
+    Finding::new("copy-on-write capture", health, text)
 }
 
 fn memory_finding(blockers: &[String]) -> Finding {

@@ -17,6 +17,9 @@ pub struct Abilities {
     /// (`copy-before-write` with `on-cbw-error` and `cbw-timeout`,
     /// `snapshot-access`; QEMU 7.1); if not, why.
     pub disk_snapshots: Result<(), String>,
+    /// Memory can be saved in passes while the guest runs, and nothing that it
+    /// writes meanwhile is lost; if not, why.
+    pub iterating: Result<(), String>,
     /// Memory can be saved by write protection while the guest runs; if not,
     /// QEMU's reason.
     pub copy_on_write: Result<(), String>,
@@ -33,6 +36,7 @@ impl Abilities {
         let schema = Schema::ask(qmp)?;
         Ok(Self {
             disk_snapshots: disk_snapshots(qmp, &schema)?,
+            iterating: iterating(qmp, &schema)?,
             copy_on_write: try_capability(qmp, &schema, "background-snapshot")?,
             set_active: schema.names.contains("blockdev-set-active"),
             lazy_load: try_capability(qmp, &schema, "postcopy-ram")?,
@@ -59,6 +63,19 @@ fn disk_snapshots(qmp: &mut Qmp, schema: &Schema) -> Result<Result<(), String>> 
         return Ok(Ok(()));
     }
     Ok(Err("the VM has an I/O thread, and a disk in one cannot be read from outside without the danger that this QEMU ends; QEMU 10.0 or newer can".to_owned()))
+}
+
+/// Before 9.0 QEMU clears the marks of what was written and lets an emulated guest's
+/// processors go on with translations that are taken to be marked already, so writes
+/// are missed (fixed by commit 03bfc2188f in include/exec/ram_addr.h). Guests with two
+/// processors have been seen to break so, after one revert or four. No command tells
+/// the fix; the capability `mapped-ram` came with the same release.
+fn iterating(qmp: &mut Qmp, schema: &Schema) -> Result<Result<(), String>> {
+    let is_virtualized = qmp.execute("query-kvm", json!({}))?["enabled"] == true;
+    if is_virtualized || schema.names.contains("mapped-ram") {
+        return Ok(Ok(()));
+    }
+    Ok(Err("this QEMU can miss what an emulated guest writes to memory that is saved in passes; QEMU 9.0 or newer, or KVM, does not".to_owned()))
 }
 
 /// The names in QEMU's schema: commands, members of objects, values of enums.

@@ -34,7 +34,7 @@ use sweep::Sweep;
 
 const USAGE: &str = "\
 usage: witness pair  --disk DEVICE [--disk DEVICE]… [--slot N] [--workers K] [--interval-us U] [--count N]
-       witness sweep --bytes B [--interval-us U] [--disk DEVICE]… [--slot N] [--every PAGES]
+       witness sweep --bytes B [--rewrites N] [--interval-us U] [--disk DEVICE]… [--slot N] [--every PAGES]
        witness dirty --bytes B
        witness count
        witness query [NAME]…
@@ -82,9 +82,9 @@ fn pair_mode(arguments: &Arguments) -> Result<ExitCode, String> {
 }
 
 fn sweep_mode(arguments: &Arguments) -> Result<ExitCode, String> {
-    arguments.allow(&["bytes", "interval-us", "disk", "slot", "every", "name"])?;
+    arguments.allow(&["bytes", "rewrites", "interval-us", "disk", "slot", "every", "name"])?;
     let pause = Duration::from_micros(arguments.number("interval-us", 0)?);
-    let mut sweep = Sweep::start(arguments.pages()?);
+    let mut sweep = Sweep::start(arguments.pages()?, arguments.number("rewrites", 0)?);
     let every = arguments.number("every", sweep.page_count())?.max(1);
     let disks = disks(arguments)?;
     let mut pair = (!disks.is_empty())

@@ -5,6 +5,10 @@
 //! overwritten, and the one before it as well, so within one sweep a page from any
 //! other moment is found: an older one has a generation too little when its turn
 //! comes, a newer one has its generation already.
+//!
+//! A page can be made to keep its writer for a while: it is overwritten many times
+//! before it gets its generation, and then left alone for a whole turn. Whoever
+//! follows the writes and misses the last of them has a page of no generation.
 
 use crate::block::Page;
 use crate::report::Trouble;
@@ -17,13 +21,15 @@ pub(crate) struct Sweep {
     generation: u64,
     /// The index of the page that gets it next.
     front: usize,
+    /// How often a page is overwritten before that.
+    rewrites: u64,
 }
 
 impl Sweep {
     /// Fills an array of so many pages with generation 1.
-    pub(crate) fn start(pages: usize) -> Self {
+    pub(crate) fn start(pages: usize, rewrites: u64) -> Self {
         let pages = (0..pages).map(|index| Page::new(owner(index), 1)).collect();
-        Self { pages, generation: 2, front: 0 }
+        Self { pages, generation: 2, front: 0, rewrites }
     }
 
     /// Returns the number of pages.
@@ -44,6 +50,9 @@ impl Sweep {
         };
         self.compare(before, behind)?;
         self.compare(self.front, self.generation - 1)?;
+        for value in 0..self.rewrites {
+            self.pages[self.front].scribble(self.front, value);
+        }
         self.pages[self.front].set(owner(self.front), self.generation);
         self.front += 1;
         if self.front == self.pages.len() {
@@ -83,7 +92,7 @@ mod tests {
     }
 
     fn history() -> Vec<Sweep> {
-        let mut sweep = Sweep::start(PAGES);
+        let mut sweep = Sweep::start(PAGES, 3);
         (0..4 * PAGES)
             .map(|_| {
                 let now = sweep.clone();

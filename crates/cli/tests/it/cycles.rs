@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu};
 
-use crate::subject::{MODES, Subject, WITHIN};
+use crate::subject::{MODES, Subject, WITHIN, modes};
 
 /// What counts in the guest: three pairs of counters at different rates, at the
 /// start, in the middle and at the end of both disks, which they write in either
@@ -63,7 +63,8 @@ impl Tally {
         self.elapsed += other.elapsed;
     }
 
-    fn note(&mut self, way: usize, taken: &Value) {
+    fn note(&mut self, mode: &str, taken: &Value) {
+        let way = MODES.iter().position(|known| *known == mode).unwrap();
         self.cycles[way] += 1;
         let pause = taken["pause_ms"].as_f64().unwrap();
         self.longest_pause_ms[way] = self.longest_pause_ms[way].max(pause);
@@ -97,21 +98,21 @@ fn cycle_once(
     names: &mut Vec<String>,
     tally: &mut Tally,
 ) {
-    let way = usize::try_from(cycle).unwrap() % MODES.len();
+    let modes = modes(subject.guest.files().qemu());
+    let mode = modes[usize::try_from(cycle).unwrap() % modes.len()];
     let name = format!("c{cycle}");
     let moment = Duration::from_micros(random.below(300_000));
     sleep(moment);
-    let taken = subject.take(&["--name", &name, "--mode", MODES[way]]);
-    assert_eq!(taken["mode"], MODES[way]);
-    tally.note(way, &taken);
+    let taken = subject.take(&["--name", &name, "--mode", mode]);
+    assert_eq!(taken["mode"], mode);
+    tally.note(mode, &taken);
     names.push(name);
     sleep(Duration::from_micros(random.below(300_000)));
     let back = if random.below(3) == 0 { random.below(names.len() as u64) } else { 0 };
     let target = &names[names.len() - 1 - usize::try_from(back).unwrap()];
     let safety: &[&str] = if random.below(2) == 0 { &[] } else { &["--no-safety"] };
     eprintln!(
-        "cycle {cycle}: {} after {moment:.1?} in {} ms, pause {:.1} ms; to {target} {safety:?}",
-        MODES[way],
+        "cycle {cycle}: {mode} after {moment:.1?} in {} ms, pause {:.1} ms; to {target} {safety:?}",
         taken["duration_ms"],
         taken["pause_ms"].as_f64().unwrap(),
     );

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tintype_testkit::{Disk, Format, Guest, GuestKind};
 
-use crate::subject::{MODES, Subject, WITHIN, is_built};
+use crate::subject::{Subject, WITHIN, is_built, modes};
 
 /// Copies of disk images, to compare with what becomes of them.
 pub(crate) struct Copies(Vec<(PathBuf, Format)>);
@@ -75,7 +75,7 @@ fn a_revert_puts_back_every_byte() {
     let images: Vec<_> = images.into_iter().zip([Format::Qcow2, Format::Raw]).collect();
     let serial = subject.guest.serial();
     serial.start_witness("pair", "pair --workers 2 --disk /dev/vdb", WITHIN).unwrap();
-    for mode in MODES {
+    for mode in modes(subject.guest.files().qemu()) {
         let fill = "dd if=/dev/urandom of=/disk/noise bs=64k count=40 2>/dev/null; sync; \
                     dd if=/dev/urandom of=/dev/vdb bs=64k seek=300 count=40 2>/dev/null";
         subject.guest.serial().must_run(fill, WITHIN);

@@ -4,13 +4,14 @@
 use rustix::process::Signal;
 
 use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::subject::modes;
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];
 
 #[test]
 fn of_a_take() {
     let mut scene = Scene::start();
-    let modes = ["iterating", "copy-on-write", "stop"];
+    let modes = modes(scene.guest.files().qemu());
     for (number, step) in TAKE.iter().enumerate() {
         let mode = modes[number % modes.len()];
         eprintln!("{mode}: interrupted at {step}");

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::process::{Signal, kill_process};
 
 use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::subject::has_every_mode;
 
 /// Kills takes at steps, with nobody but the watchdog to repair.
 fn check_take(mode: &str, steps: &[&str]) {
@@ -30,6 +31,9 @@ fn check_take(mode: &str, steps: &[&str]) {
 
 #[test]
 fn of_an_iterating_take() {
+    if !has_every_mode() {
+        return;
+    }
     check_take("iterating", &TAKE);
 }
 
@@ -50,6 +54,9 @@ fn some<'s>(all: &'s [&'s str], share: &'s [&'s str]) -> &'s [&'s str] {
 
 #[test]
 fn of_a_take_and_its_watchdog() {
+    if !has_every_mode() {
+        return;
+    }
     let mut scene = Scene::start();
     for (mode, step) in [
         ("iterating", "take-instant"),

@@ -14,7 +14,6 @@ mod kill;
 mod oracle;
 mod privacy;
 mod qemu_death;
-mod revert;
 mod scene;
 mod space;
 mod subject;

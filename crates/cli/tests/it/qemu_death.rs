@@ -6,6 +6,7 @@ use rustix::process::{Signal, kill_process};
 use tintype_testkit::Qmp;
 
 use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::subject::has_every_mode;
 
 /// Kills QEMU during takes, and brings the guest back by a revert.
 fn check_take(mode: &str, steps: &[&str]) {
@@ -35,6 +36,9 @@ fn check_take(mode: &str, steps: &[&str]) {
 
 #[test]
 fn in_an_iterating_take() {
+    if !has_every_mode() {
+        return;
+    }
     check_take("iterating", &TAKE);
 }
 

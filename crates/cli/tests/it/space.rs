@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::scene::{Scene, is_soak};
+use crate::subject::modes;
 
 /// A small file system in memory, which goes when it is dropped.
 pub(crate) struct SmallFolder(PathBuf);
@@ -49,8 +50,8 @@ fn the_repository_is_full() {
         let repo = repo.to_str().unwrap();
         scene.tintype.run(&["--repo", repo, "init"]);
         let before = small.used();
-        let modes = ["iterating", "copy-on-write", "stop"];
-        for mode in if is_soak() { &modes[..] } else { &modes[..1] } {
+        let modes = modes(scene.guest.files().qemu());
+        for mode in if is_soak() { modes } else { &modes[..1] } {
             let output = scene.tintype.run(&["--repo", repo, "take", "web", "--mode", mode]);
             let errors = String::from_utf8_lossy(&output.stderr).into_owned();
             eprintln!("{size} MiB, {mode}: {errors}");

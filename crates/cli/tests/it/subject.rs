@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tintype_testkit::{Guest, GuestBuilder, GuestKind, Release, Testimony};
+use tintype_testkit::{Guest, GuestBuilder, GuestKind, Qemu, Release, Testimony};
 
 use crate::command::Tintype;
 use crate::traces::Traces;
@@ -18,8 +18,25 @@ pub(crate) const VM: &str = "web";
 /// The release from which on QEMU can do all that tintype makes use of.
 pub(crate) const TEN: Release = Release { major: 10, minor: 0 };
 
+/// The release from which on the memory of an emulated guest can be saved in passes.
+const NINE: Release = Release { major: 9, minor: 0 };
+
 /// The ways of capture, as `--mode` has them.
 pub(crate) const MODES: [&str; 3] = ["iterating", "copy-on-write", "stop"];
+
+/// The ways that a QEMU has for an emulated guest.
+pub(crate) fn modes(qemu: &Qemu) -> &'static [&'static str] {
+    if qemu.release() >= NINE { &MODES } else { &MODES[1..] }
+}
+
+/// Says whether the system's QEMU has all the ways; if not, the test that asks cannot run.
+pub(crate) fn has_every_mode() -> bool {
+    let has_them = Qemu::system().is_ok_and(|qemu| modes(&qemu).len() == MODES.len());
+    if !has_them {
+        eprintln!("skipped: the system's QEMU has not all ways of capture, 9.0 or newer has");
+    }
+    has_them
+}
 
 /// Says whether the guest has been built; if not, the test that asks cannot run.
 pub(crate) fn is_built(kind: GuestKind) -> bool {

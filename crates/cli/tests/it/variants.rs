@@ -8,7 +8,7 @@ use std::process::Command;
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu, Verdict};
 
 use crate::identity::Copies;
-use crate::subject::{MODES, Subject, TEN, VM, WITHIN, is_built};
+use crate::subject::{Subject, TEN, VM, WITHIN, is_built, modes};
 
 fn two_disks() -> [Disk; 2] {
     [Disk::blank(Format::Qcow2, 16), Disk::blank(Format::Raw, 16)]
@@ -200,11 +200,12 @@ fn check_devices(machine: &str, qemu: Qemu) {
         extra.extend(words);
     }
     let disk = Disk::blank(Format::Qcow2, 16);
+    let modes = modes(&qemu);
     let builder = Guest::of(GuestKind::Tiny).qemu(qemu).machine(machine).memory_mib(160);
     let mut subject = Subject::boot(builder.disks([disk]).extra(extra));
     let pair = "pair --workers 2 --disk /dev/vda --disk /dev/vdb --disk /dev/sda";
     subject.guest.serial().start_witness("pair", pair, WITHIN).unwrap();
-    for mode in MODES {
+    for mode in modes {
         subject.take(&["--name", mode, "--mode", mode]);
         subject.must_be_whole();
         subject.revert(mode, &["--no-safety"]);

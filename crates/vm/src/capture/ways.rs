@@ -68,12 +68,19 @@ impl<'scope> Run<'scope, '_> {
             let stays_paused = abilities.copy_on_write.is_ok() && abilities.set_active;
             return Ok(if stays_paused { Way::CopyOnWrite } else { Way::Stop });
         }
-        match (self.params.way, &abilities.copy_on_write) {
-            (Some(Way::CopyOnWrite), Err(reason)) => Err(Error::unsupported(format!(
-                "copy-on-write capture cannot be used here: {reason}"
-            ))),
-            (way, _) => Ok(way.unwrap_or(Way::Iterating)),
-        }
+        let can = |way| match way {
+            Way::Iterating => abilities.iterating.as_ref(),
+            Way::CopyOnWrite => abilities.copy_on_write.as_ref(),
+            Way::Stop => Ok(&()),
+        };
+        let Some(way) = self.params.way else {
+            let best = [Way::Iterating, Way::CopyOnWrite].into_iter().find(|way| can(*way).is_ok());
+            return Ok(best.unwrap_or(Way::Stop));
+        };
+        let refused = |reason| {
+            Error::unsupported(format!("{} capture cannot be used here: {reason}", way.name()))
+        };
+        can(way).map(|()| way).map_err(refused)
     }
 
     fn disks_alone(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {

@@ -24,8 +24,8 @@ const VERBS: [&str; 15] = [
 /// Those that take the first image's format as `-f` and the second one's as `-F`.
 const WITH_SECOND: [&str; 1] = ["compare"];
 
-/// Functions that take a program's name and start nothing.
-const NO_START: [&str; 5] = ["have", "is_installed", "program", "Program", "which"];
+/// Functions that take a program's name and open no image.
+const NO_START: [&str; 6] = ["have", "is_installed", "program", "Program", "release_of", "which"];
 
 const ADVICE: &str = "say every image's format: `-f`, for a second one `-F`, or `--image-opts`";
 
