@@ -31,6 +31,8 @@ pub enum Kind {
     Unsupported,
     /// No key at hand opens the repository.
     Key,
+    /// The store does not keep what several hosts rely on.
+    UnsafeStore,
     /// The operating system or the network refused an operation.
     Io,
 }
@@ -92,7 +94,15 @@ pub enum Error {
     /// No key at hand opens the repository.
     #[error("{0}")]
     Key(String),
-    /// A file operation failed.
+    /// The store does not keep what several hosts rely on.
+    #[error("{place} would lose snapshots: {seen}")]
+    UnsafeStore {
+        /// The bucket.
+        place: String,
+        /// What it did, as a fragment.
+        seen: String,
+    },
+    /// A file operation failed, or a request.
     #[error("cannot {operation} {}", path.display())]
     Io {
         /// The operation, as a verb.
@@ -120,6 +130,7 @@ impl Error {
             Error::Fenced(_) => Kind::Fenced,
             Error::Unsupported(_) => Kind::Unsupported,
             Error::Key(_) => Kind::Key,
+            Error::UnsafeStore { .. } => Kind::UnsafeStore,
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull
                 | io::ErrorKind::QuotaExceeded

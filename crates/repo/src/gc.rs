@@ -45,6 +45,7 @@ pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
         let waiting_for = writers_at_work(vault)?;
         return Ok(GcReport { waiting_for, ..report(vault, &condemned)? });
     }
+    heal::watch_sessions(vault)?;
     heal::end_dead_sessions(vault)?;
     let epoch = match epoch::newest(vault)? {
         (epoch, Stage::Condemned | Stage::Final) => epoch,
@@ -146,7 +147,7 @@ fn end_older_sessions(vault: &Vault, epoch: u64) -> Result<u64, Error> {
             Err(error) => return Err(error),
         }
         match vault.store.holder(&registered.key)? {
-            Holder::Alive => alive += 1,
+            Holder::Alive | Holder::Unsure(_) => alive += 1,
             Holder::Gone => heal::end(vault, registered.session, &registered.key)?,
         }
     }

@@ -157,7 +157,12 @@ fn put_end(vault: &Vault, snapshot: SnapshotId, number: u32, end: &str) -> Resul
 }
 
 fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
-    match signed::read(vault, key, KIND)?.as_slice() {
+    let lines = match signed::read(vault, key, KIND) {
+        // Only what was collected is forgotten, its outcome before its end.
+        Err(Error::NotFound(_)) => return Ok(End::Collected),
+        lines => lines?,
+    };
+    match lines.as_slice() {
         [line] if line == UNDONE => Ok(End::Undone),
         [line] if line == COLLECTED => Ok(End::Collected),
         _ => Err(Error::damaged(key, None, "it cannot be understood")),

@@ -2,6 +2,14 @@
 //!
 //! Order: the outcome first (it fences the session), then its segments, then
 //! its slot. Killed anywhere in between, the next open goes on.
+//!
+//! The outcome goes last where nothing of the session can come any more. Where
+//! a put may arrive late, or the session's host may have been suspended, it
+//! stays for ever: a commit that finds the place free would be of a snapshot
+//! whose segments are gone.
+
+use std::collections::HashSet;
+use std::thread;
 
 use tintype_types::SnapshotId;
 
@@ -22,6 +30,27 @@ pub(crate) fn end_dead_sessions(vault: &Vault) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+/// Watches all slots until it is known of each whether its holder lives. That
+/// takes no time where locks say so, and minutes where heartbeats do.
+pub(crate) fn watch_sessions(vault: &Vault) -> Result<(), Error> {
+    let keys = || Ok(slot::list(vault)?.into_iter().map(|registered| registered.key).collect());
+    let mut watched: HashSet<String> = keys()?;
+    loop {
+        let there: HashSet<String> = keys()?;
+        let mut wait = None;
+        for key in watched.clone().intersection(&there) {
+            match vault.store.holder(key)? {
+                Holder::Unsure(time) => wait = wait.max(Some(time)),
+                Holder::Alive | Holder::Gone => _ = watched.remove(key),
+            }
+        }
+        match wait {
+            Some(time) => thread::sleep(time),
+            None => return Ok(()),
+        }
+    }
 }
 
 /// Ends one session, whose process has died or gives it up.
@@ -46,5 +75,5 @@ pub(crate) fn end(vault: &Vault, session: SnapshotId, slot: &str) -> Result<(), 
         }
     }
     vault.store.delete(slot)?;
-    if is_aborted { vault.store.delete(&key) } else { Ok(()) }
+    if is_aborted && !vault.store.has_late_writes() { vault.store.delete(&key) } else { Ok(()) }
 }

@@ -20,6 +20,7 @@ use crate::reader::ImageReader;
 use crate::record::{BlobId, SnapshotRecord};
 use crate::session::{Session, SessionParams};
 use crate::shares::{self, Shares};
+use crate::site::Site;
 use crate::slot::{self, Slot};
 use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
@@ -113,6 +114,18 @@ impl Repository {
         Self::open_with(path, &[params.encryption])
     }
 
+    /// Makes a repository in any place that is empty.
+    pub fn init_at(site: &Site, params: InitParams) -> Result<Self, Error> {
+        let store = site.create()?;
+        create_in(&*store, &params)?;
+        Self::open_in(store, &site.location.to_path(), &[params.encryption])
+    }
+
+    /// Opens a repository in any place; see `open_with`.
+    pub fn open_at(site: &Site, keys: &[Encryption]) -> Result<Self, Error> {
+        Self::open_in(site.open()?, &site.location.to_path(), keys)
+    }
+
     /// Opens a repository that is not encrypted; see `open_with`.
     pub fn open(path: &Path) -> Result<Self, Error> {
         Self::open_with(path, &[])
@@ -174,7 +187,7 @@ impl Repository {
         self.vault.id
     }
 
-    /// Returns the folder that was opened.
+    /// Returns the place that was opened: a folder, or the address of a bucket.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -316,10 +329,9 @@ impl Repository {
 pub(crate) fn create_in(store: &dyn Store, params: &InitParams) -> Result<(), Error> {
     let mut master = MasterKey::default();
     getrandom::fill(&mut master[..]).expect("the kernel always has random bytes");
-    // Left by an interrupted call, without a repository that needs them.
-    for listed in store.list("keys/")? {
-        store.delete(&listed.key)?;
-    }
+    // Left by interrupted calls, or of calls that race with this one; none is
+    // of a repository.
+    let leftovers = store.list("keys/")?;
     let hides = params.encryption != Encryption::None;
     let repository = RepositoryId::random();
     let config = Config {
@@ -329,7 +341,8 @@ pub(crate) fn create_in(store: &dyn Store, params: &InitParams) -> Result<(), Er
         key_commitment: hex(&commitment(&master, repository, hides)),
     };
     slots::add(store, repository, &master, &params.encryption)?;
-    put_json(store, CONFIG, &config)
+    put_json(store, CONFIG, &config)?;
+    leftovers.iter().try_for_each(|listed| store.delete(&listed.key))
 }
 
 fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), Error> {

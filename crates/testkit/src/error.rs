@@ -19,6 +19,18 @@ pub enum Error {
         /// Which one was looked for.
         wanted: String,
     },
+    /// The S3 server is not on this machine.
+    #[error("{} is not there: `cargo xtask setup` installs the S3 server", path.display())]
+    NoS3 {
+        /// The file that is missing.
+        path: PathBuf,
+    },
+    /// The S3 server did not do what it was told.
+    #[error("the S3 server said {said:?}")]
+    S3 {
+        /// Its answer.
+        said: String,
+    },
     /// The system refused something about a file or socket.
     #[error("cannot {action} {}", path.display())]
     File {

@@ -1,7 +1,7 @@
 //! Real guests for tests, benchmarks and the demo: builds their QEMU command
 //! lines, starts them, talks to them over the serial line and tidies up.
 //!
-//! It knows nothing of snapshots, and takes part in no shipped program. The
+//! Also an S3 server that is one. It knows nothing of snapshots, and takes part in no shipped program. The
 //! guests themselves are built by `cargo xtask guests`.
 //!
 //! ```no_run
@@ -22,6 +22,7 @@ mod guest;
 mod image;
 mod qemu;
 mod qmp;
+mod s3;
 mod serial;
 mod witness;
 
@@ -32,5 +33,6 @@ pub use guest::{Guest, Prepared};
 pub use image::{GuestKind, guests_folder, workspace_folder};
 pub use qemu::{Qemu, Release};
 pub use qmp::Qmp;
+pub use s3::{S3Flaw, S3Server, s3_server_folder};
 pub use serial::{Answer, Serial};
 pub use witness::{Testimony, Verdict};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use super::disk::{Disk, Folder, Found, NewFile, RESERVE};
-use super::{Hold, Holder, Listed, Put, Store};
+use super::{Hold, Holder, Listed, Objects, Put, Store, is_key};
 use crate::{Error, Kind};
 
 /// The folder of temporary files.
@@ -167,23 +167,9 @@ impl LocalStore {
     }
 }
 
-impl Store for LocalStore {
+impl Objects for LocalStore {
     fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, Error> {
         Ok(if self.publish(key, bytes)?.is_some() { Put::Created } else { Put::Existed })
-    }
-
-    fn put_held(&self, key: &str, bytes: &[u8]) -> Result<Option<Box<dyn Hold>>, Error> {
-        let file = self.publish(key, bytes)?;
-        Ok(file.map(|file| Box::new(Held(file)) as Box<dyn Hold>))
-    }
-
-    fn holder(&self, key: &str) -> Result<Holder, Error> {
-        match self.disk.is_locked(key) {
-            Ok(true) => Ok(Holder::Alive),
-            Ok(false) => Ok(Holder::Gone),
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Holder::Gone),
-            Err(error) => Err(self.error("lock", key, error)),
-        }
     }
 
     fn get(&self, key: &str, max: u64) -> Result<Vec<u8>, Error> {
@@ -222,6 +208,26 @@ impl Store for LocalStore {
             Err(error) => Err(self.error("remove", key, error)),
         }
     }
+}
+
+impl Store for LocalStore {
+    fn put_held(&self, key: &str, bytes: &[u8]) -> Result<Option<Box<dyn Hold>>, Error> {
+        let file = self.publish(key, bytes)?;
+        Ok(file.map(|file| Box::new(Held(file)) as Box<dyn Hold>))
+    }
+
+    fn holder(&self, key: &str) -> Result<Holder, Error> {
+        match self.disk.is_locked(key) {
+            Ok(true) => Ok(Holder::Alive),
+            Ok(false) => Ok(Holder::Gone),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Holder::Gone),
+            Err(error) => Err(self.error("lock", key, error)),
+        }
+    }
+
+    fn has_late_writes(&self) -> bool {
+        false
+    }
 
     fn keep_reserve(&self) {
         if let Err(error) = self.disk.keep_reserve() {
@@ -243,11 +249,6 @@ impl Store for LocalStore {
         }
         Ok(())
     }
-}
-
-fn is_key(key: &str) -> bool {
-    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"./-".contains(&c);
-    key.bytes().all(allowed) && !key.contains("..")
 }
 
 /// Returns the part of a path before the last slash.

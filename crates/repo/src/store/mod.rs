@@ -1,17 +1,41 @@
 //! Where objects are kept: write-once, put-if-absent only.
 //!
+//! ```text
+//! Objects   keys and bytes: what an S3 bucket can do
+//!    Bucket ◄─ Throttle ◄─ Retry
+//! Store     and who is at work: what a repository needs
+//!    LocalStore (locks of the kernel)   Shared<Objects> (heartbeats)
+//! ```
+//!
 //! A store knows keys and bytes; it knows no format and decides nothing.
 
+mod bucket;
+#[cfg(test)]
+mod conformance_tests;
 mod disk;
+#[cfg(test)]
+mod faulty;
 mod local;
 #[cfg(test)]
+mod memory;
+mod probe;
+mod retry;
+mod shared;
+#[cfg(test)]
 pub(crate) mod simulated;
+mod throttle;
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::Error;
 
+pub(crate) use bucket::Bucket;
 pub(crate) use local::LocalStore;
+pub(crate) use probe::{Verdict, probe};
+pub(crate) use retry::{Budget, Retry};
+pub(crate) use shared::{Pulse, Shared};
+pub(crate) use throttle::Throttle;
 
 /// What became of a put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,8 +58,12 @@ pub(crate) struct Listed {
 pub(crate) enum Holder {
     /// It runs, or may run.
     Alive,
-    /// It has ended or let go.
+    /// It has ended or let go, or has been silent for so long that it is taken
+    /// for dead. Where [`Store::has_late_writes`], that may be wrong.
     Gone,
+    /// It has not been watched for long enough; the answer may be another one
+    /// after this time.
+    Unsure(Duration),
 }
 
 /// Keeps an object held until dropped.
@@ -43,18 +71,11 @@ pub(crate) trait Hold: Send + Sync + fmt::Debug {}
 
 /// Write-once objects under short keys of `a-z 0-9 . / -`.
 ///
-/// All operations may be called by several threads and processes at once.
-pub(crate) trait Store: Send + Sync + fmt::Debug {
+/// All operations may be called by several threads, processes and hosts at once.
+pub(crate) trait Objects: Send + Sync + fmt::Debug {
     /// Puts an object unless the key is taken. When this returns `Created`, the
     /// object survives power loss and was read back.
     fn put_if_absent(&self, key: &str, bytes: &[u8]) -> Result<Put, Error>;
-
-    /// Puts an object like `put_if_absent` and holds it until the value is
-    /// dropped or the process ends. `None` if the key is taken.
-    fn put_held(&self, key: &str, bytes: &[u8]) -> Result<Option<Box<dyn Hold>>, Error>;
-
-    /// Says whether a held object's holder still runs.
-    fn holder(&self, key: &str) -> Result<Holder, Error>;
 
     /// Returns a whole object of at most `max` bytes, or `NotFound`.
     fn get(&self, key: &str, max: u64) -> Result<Vec<u8>, Error>;
@@ -70,6 +91,20 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
 
     /// Removes an object durably; one that is not there is no error.
     fn delete(&self, key: &str) -> Result<(), Error>;
+}
+
+/// Objects, and who is at work on them.
+pub(crate) trait Store: Objects {
+    /// Puts an object like `put_if_absent` and holds it until the value is
+    /// dropped or the process ends. `None` if the key is taken.
+    fn put_held(&self, key: &str, bytes: &[u8]) -> Result<Option<Box<dyn Hold>>, Error>;
+
+    /// Says whether a held object's holder still runs.
+    fn holder(&self, key: &str) -> Result<Holder, Error>;
+
+    /// Whether a put may still take effect when its caller has given it up, or
+    /// is taken for dead.
+    fn has_late_writes(&self) -> bool;
 
     /// Sets space aside for deletions, where that makes sense and is possible.
     fn keep_reserve(&self);
@@ -79,4 +114,10 @@ pub(crate) trait Store: Send + Sync + fmt::Debug {
 
     /// Removes what interrupted operations left outside the key space.
     fn sweep(&self) -> Result<(), Error>;
+}
+
+/// Whether a text can be a key.
+fn is_key(key: &str) -> bool {
+    let allowed = |c: u8| c.is_ascii_lowercase() || c.is_ascii_digit() || b"./-".contains(&c);
+    key.bytes().all(allowed) && !key.contains("..")
 }

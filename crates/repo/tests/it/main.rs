@@ -7,6 +7,7 @@ mod damage;
 mod died;
 mod full;
 mod gc;
+mod hosts;
 mod judge;
 mod keys;
 mod model;

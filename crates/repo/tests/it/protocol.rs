@@ -19,6 +19,9 @@ enum Rule {
     CommittedOnly,
     /// The first outcome wins: an ended session cannot commit.
     Fence,
+    /// The abort of a writer that may still live, or whose commit is still on
+    /// its way, stays.
+    KeepAborted,
     /// Writers of older epochs are ended or waited for before the second mark.
     EndOlder,
     /// A collector marks again before it decides.
@@ -312,6 +315,10 @@ impl Protocol {
             Some(w) => {
                 state.outcomes[1 + w] = Outcome::Aborted;
                 state.segments &= !(2 << w);
+                if !self.has(Rule::KeepAborted) {
+                    state.outcomes[1 + w] = Outcome::None;
+                    state.writers[w].slot = None;
+                }
             }
             None => {
                 collector.needed = 0;
@@ -441,6 +448,7 @@ fn every_rule_is_needed() {
         AvoidCondemned,
         CommittedOnly,
         Fence,
+        KeepAborted,
         EndOlder,
         MarkAgain,
         FirstEndWins,

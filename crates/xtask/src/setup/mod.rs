@@ -4,6 +4,7 @@
 
 mod apt;
 mod backports;
+pub(crate) mod moto;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -80,6 +81,7 @@ impl Probe {
 /// The chore itself.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     ensure(Consent::of(arguments))?;
+    moto::ensure()?;
     println!("the machine is set up");
     Ok(())
 }

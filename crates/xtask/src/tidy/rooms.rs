@@ -28,7 +28,7 @@ const RULES: &[Rule] = &[
     Rule { room: "types", uses: &[], tests_use: &[] },
     Rule { room: "stream", uses: &["types"], tests_use: &[] },
     Rule { room: "nbd", uses: &["types"], tests_use: &[] },
-    Rule { room: "repo", uses: &["types"], tests_use: &[] },
+    Rule { room: "repo", uses: &["types"], tests_use: &["testkit"] },
     Rule { room: "image", uses: &["nbd", "types"], tests_use: &[] },
     Rule { room: "vm", uses: &["nbd", "stream", "types"], tests_use: &[] },
     Rule { room: "engine", uses: &["image", "repo", "stream", "types", "vm"], tests_use: &[] },
