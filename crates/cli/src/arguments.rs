@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Globals {
-    /// The repository: a folder. By default one in the home.
+    /// The repository: a folder or s3://BUCKET/PREFIX. By default a folder in the home.
     #[arg(long, global = true, env = "TINTYPE_REPO", value_name = "URL")]
     pub(crate) repo: Option<PathBuf>,
     /// A key file that opens the repository. `key` in the home is tried too.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use clap::CommandFactory;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use tintype_engine::{Cancel, Engine, EngineConfig, Error, Health, Result, TakeParams, Way};
+use tintype_engine::{
+    Cancel, Engine, EngineConfig, Error, Health, Result, S3Access, TakeParams, Way,
+};
 
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
 use crate::exit::Exit;
@@ -158,14 +160,7 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
             .map_err(|error| Error::failed("cannot listen to signals").because(error))?;
     }
     let home = home(globals)?;
-    let repository = match &globals.repo {
-        Some(repo) if repo.to_string_lossy().contains("://") => {
-            return Err(Error::invalid(format!("{} is not a folder", repo.display()))
-                .because("repositories in S3 are not there yet")
-                .hint("give a folder to --repo"));
-        }
-        other => other.clone(),
-    };
+    let repository = globals.repo.clone();
     let program = std::env::current_exe()
         .map_err(|error| Error::failed("cannot find our own program").because(error))?;
     let mut watchdog =
@@ -182,6 +177,7 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     Ok(EngineConfig {
         home,
         repository,
+        s3: s3_access(),
         keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
             .iter()
@@ -192,6 +188,20 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
         cancel: Cancel::from_flag(flag),
         observer: show,
     })
+}
+
+/// Reads the variables that S3 tools read; `None` without an access key.
+fn s3_access() -> Option<S3Access> {
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let (id, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
+    let mut access = S3Access::new(&id, &secret);
+    access.session_token = variable("AWS_SESSION_TOKEN").map(Into::into);
+    access.endpoint = variable("AWS_ENDPOINT_URL_S3").or_else(|| variable("AWS_ENDPOINT_URL"));
+    let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));
+    if let Some(region) = region {
+        access.region = region;
+    }
+    Some(access)
 }
 
 fn home(globals: &Globals) -> Result<PathBuf> {

@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tintype_repo::{InitParams, Kind, Repository};
+use tintype_repo::{InitParams, Kind, Location, Repository, Site};
 
 pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
 pub use doctor::{Finding, Health};
@@ -43,18 +43,24 @@ pub use removal::{CollectionReport, RemovalReport, UndoReport};
 pub use revert::RevertReport;
 pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
-pub use tintype_repo::{Encryption, KeySlot};
+pub use tintype_repo::{Encryption, KeySlot, S3Access};
 pub use tintype_vm::{Cancel, Way};
 pub use verify::VerifySummary;
 pub use vms::{VmReport, VmState};
+
+/// What to do about a server that would lose snapshots.
+const UNSAFE_STORE_HINT: &str = "use a folder, or an S3 server where `If-None-Match: *` lets one of several puts win, such as AWS or Ceph";
 
 /// What a front end decides.
 #[derive(Clone)]
 pub struct EngineConfig {
     /// The folder of registered VMs.
     pub home: PathBuf,
-    /// The repository; the default one in the home if there is none.
+    /// The repository, a folder or `s3://BUCKET/PREFIX`; the default one in the
+    /// home if there is none.
     pub repository: Option<PathBuf>,
+    /// How to reach the S3 server of repositories in buckets.
+    pub s3: Option<S3Access>,
     /// What opens the repository, besides the key file in the home.
     pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.
@@ -92,8 +98,14 @@ impl Engine {
         if self.config.repository.is_none() && !place.exists() {
             return self.make_default_repository(place);
         }
-        Repository::open_with(place, &self.keys_at_hand()?).map_err(|error| {
+        let keys = self.keys_at_hand()?;
+        let opened = self.site(place).and_then(|site| Repository::open_at(&site, &keys));
+        opened.map_err(|error| {
             let hint = match error.kind() {
+                Kind::UnsafeStore => UNSAFE_STORE_HINT,
+                Kind::Key if is_bucket(place) && self.config.s3.is_none() => {
+                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give an access key"
+                }
                 Kind::Key => {
                     "--key-file, --passphrase-file or TINTYPE_PASSPHRASE gives a key that fits"
                 }
@@ -128,16 +140,28 @@ impl Engine {
     ) -> Result<Repository, tintype_repo::Error> {
         let mut params = InitParams::default();
         params.encryption = encryption.clone();
-        Repository::init(place, params)
+        Repository::init_at(&self.site(place)?, params)
     }
 
     /// Returns the place of the repository for a command that starts in another folder.
     pub(crate) fn absolute_repository_place(&self) -> PathBuf {
         let place = self.repository_place();
-        std::path::absolute(&place).unwrap_or(place)
+        match is_bucket(&place) {
+            true => place,
+            false => std::path::absolute(&place).unwrap_or(place),
+        }
+    }
+
+    fn site(&self, place: &Path) -> Result<Site, tintype_repo::Error> {
+        Ok(Site { location: Location::parse(place)?, s3: self.config.s3.clone() })
     }
 
     fn repository_place(&self) -> PathBuf {
         self.config.repository.clone().unwrap_or_else(|| self.home.default_repository())
     }
+}
+
+/// Whether a place is in a bucket, not a folder.
+fn is_bucket(place: &Path) -> bool {
+    matches!(Location::parse(place), Ok(Location::Bucket(_)))
 }

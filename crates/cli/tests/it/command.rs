@@ -23,6 +23,7 @@ impl Tintype {
         for name in ["REPO", "KEY_FILE", "PASSPHRASE_FILE", "PASSPHRASE"] {
             command.env_remove(format!("TINTYPE_{name}"));
         }
+        command.env_remove("AWS_ACCESS_KEY_ID");
         command
     }
 

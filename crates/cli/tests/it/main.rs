@@ -2,6 +2,7 @@
 
 #![cfg(test)]
 
+mod bucket;
 mod command;
 mod concurrent;
 mod cycles;

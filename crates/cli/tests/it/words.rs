@@ -80,7 +80,7 @@ fn names_that_nobody_has_or_that_somebody_has() {
     transcript.type_in("a QEMU that is registered", &["vm", "add", "again", "--qmp", qmp]);
     transcript.type_in("a VM that is there", &["vm", "add", "web", "--qmp", "/nowhere"]);
     transcript.type_in("no repository", &["--repo", "/nowhere", "log"]);
-    transcript.type_in("a repository that is none yet", &["--repo", "s3://bucket/x", "log"]);
+    transcript.type_in("a bucket, and no access key", &["--repo", "s3://bucket/x", "log"]);
     insta::assert_snapshot!("names", transcript.finish());
 }
 
