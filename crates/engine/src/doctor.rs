@@ -97,6 +97,9 @@ impl Engine {
             Ok(()) => Finding::new("disks", Health::Good, "kept at the instant while the guest writes on; a failure of ours never fails a write of the guest"),
             Err(error) => Finding::new("disks", Health::Missing, error.to_string()),
         });
+        if abilities.io_threads {
+            findings.push(Finding::new("I/O threads", Health::Fallback, "when QEMU pauses a guest it can lose the interrupt of a disk in an I/O thread, and the guest waits for that disk for ever: rare, QEMU's own, and so in every pause, not only in tintype's"));
+        }
         for disk in
             vm.state.inventory.disks.iter().filter(|disk| disk.file.is_none() && !disk.read_only)
         {

@@ -203,8 +203,12 @@ fn check_devices(machine: &str, qemu: Qemu) {
     let modes = modes(&qemu);
     let builder = Guest::of(GuestKind::Tiny).qemu(qemu).machine(machine).memory_mib(160);
     let mut subject = Subject::boot(builder.disks([disk]).extra(extra));
-    let pair = "pair --workers 2 --disk /dev/vda --disk /dev/vdb --disk /dev/sda";
+    let pair = "pair --workers 2 --disk /dev/vda --disk /dev/sda";
     subject.guest.serial().start_witness("pair", pair, WITHIN).unwrap();
+    // Seldom, since QEMU can lose the end of a request that is under way in an I/O
+    // thread when it pauses the guest (`Abilities::io_threads`).
+    let seldom = "pair --slot 8 --interval-us 50000 --disk /dev/vdb --disk /dev/vda";
+    subject.guest.serial().start_witness("seldom", seldom, WITHIN).unwrap();
     for mode in modes {
         subject.take(&["--name", mode, "--mode", mode]);
         subject.must_be_whole();
