@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, Purpose, RevertReport, Snapshot, SnapshotReport, VerifySummary, VmReport,
+    Finding, Health, LostPart, Purpose, RevertReport, Snapshot, SnapshotReport, VerifySummary,
+    VmReport,
 };
-use tintype_types::{SnapshotId, VmName};
+use tintype_types::{ByteCount, SnapshotId, VmName};
 
 use crate::output::Output;
 
@@ -232,7 +233,26 @@ pub(crate) fn verify(summary: &VerifySummary) -> String {
     for damage in &summary.damaged {
         let _ = writeln!(text, "  {damage}");
     }
+    for part in &summary.lost {
+        lost(&mut text, part);
+    }
     text
+}
+
+/// Says what cannot be read of a snapshot.
+fn lost(text: &mut String, lost: &LostPart) {
+    const SHOWN: usize = 4;
+    let LostPart { name, part, ranges, .. } = lost;
+    if ranges.is_empty() {
+        let _ = writeln!(text, "{name} has lost {part}");
+    }
+    for range in ranges.iter().take(SHOWN) {
+        let len = ByteCount(range.len);
+        let _ = writeln!(text, "{name} has lost {len} of {part}, from byte {} on", range.offset);
+    }
+    if let Some(more) = ranges.len().checked_sub(SHOWN).filter(|more| *more > 0) {
+        let _ = writeln!(text, "{name} has lost {more} more ranges of {part}");
+    }
 }
 
 /// Lists what the doctor found.

@@ -45,7 +45,7 @@ pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
 pub use tintype_repo::{Encryption, KeySlot, S3Access};
 pub use tintype_vm::{Cancel, Way};
-pub use verify::VerifySummary;
+pub use verify::{LostPart, VerifySummary};
 pub use vms::{VmReport, VmState};
 
 /// What to do about a server that would lose snapshots.

@@ -1,8 +1,8 @@
 //! Checks that snapshots are there and good.
 
 use serde::Serialize;
-use tintype_repo::VerifyLevel;
-use tintype_types::ByteCount;
+use tintype_repo::{Loss, Repository, VerifyLevel};
+use tintype_types::{ByteCount, Extent, SnapshotId};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -19,6 +19,21 @@ pub struct VerifySummary {
     pub read_bytes: ByteCount,
     /// Everything that is wrong, a line each.
     pub damaged: Vec<String>,
+    /// What cannot be read because of that.
+    pub lost: Vec<LostPart>,
+}
+
+/// What cannot be read of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LostPart {
+    /// The snapshot.
+    pub snapshot: SnapshotId,
+    /// It as people name it: `VM@NAME`.
+    pub name: String,
+    /// `disk/…`, `memory/…`, `file/…` or `device-state`.
+    pub part: String,
+    /// The ranges of it in bytes; empty if it is lost as a whole.
+    pub ranges: Vec<Extent>,
 }
 
 /// Tells the front end how far a verification is.
@@ -52,11 +67,20 @@ impl Engine {
         let report = repository
             .verify(&ids, level, &progress)
             .map_err(Error::step("cannot verify the repository"))?;
+        let lost = report.losses.into_iter().map(|loss| lost_part(&repository, loss)).collect();
         Ok(VerifySummary {
             checked_snapshots: report.snapshots,
             checked_chunks: report.frames,
             read_bytes: report.read_bytes,
             damaged: report.damaged.iter().map(ToString::to_string).collect(),
+            lost,
         })
     }
+}
+
+fn lost_part(repository: &Repository, loss: Loss) -> LostPart {
+    let Loss { snapshot, part, ranges } = loss;
+    let record = repository.snapshot(snapshot);
+    let name = record.map_or_else(|_| snapshot.short(), |r| format!("{}@{}", r.vm_name, r.name));
+    LostPart { snapshot, name, part, ranges }
 }

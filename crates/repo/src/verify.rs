@@ -13,6 +13,7 @@ use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
 use crate::error::Damage;
 use crate::frame::{FrameKind, HEADER_LEN};
 use crate::listing;
+use crate::loss::{self, Loss};
 use crate::node::{Entry, Node};
 use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
@@ -55,11 +56,13 @@ pub struct VerifyReport {
     pub read_bytes: ByteCount,
     /// Everything that is wrong, each with the snapshots that need it.
     pub damaged: Vec<Damage>,
+    /// What cannot be read because of that.
+    pub losses: Vec<Loss>,
 }
 
 /// Verifies the snapshots with these ids, or all if there are none.
 pub(crate) fn verify(
-    vault: &Vault,
+    vault: &Arc<Vault>,
     ids: &[SnapshotId],
     level: VerifyLevel,
     progress: &dyn Progress,
@@ -76,7 +79,9 @@ pub(crate) fn verify(
         check.snapshot(record)?;
     }
     check.all_segments(level, progress)?;
-    Ok(check.report)
+    let mut report = check.report;
+    report.losses = loss::losses(vault, &records, &report.damaged)?;
+    Ok(report)
 }
 
 struct Check<'a> {

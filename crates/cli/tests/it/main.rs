@@ -6,6 +6,7 @@ mod bucket;
 mod command;
 mod concurrent;
 mod cycles;
+mod damage;
 mod deletion;
 mod documented;
 mod identity;

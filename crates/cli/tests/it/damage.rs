@@ -1,0 +1,78 @@
+//! Damage is told in the words of those who took the snapshot: which bytes of
+//! which disk cannot be read.
+
+use std::fs;
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use crate::switched_off::{SIZE, SwitchedOff, content};
+use crate::words::files;
+
+const REGION: usize = 64 << 10;
+
+/// Returns the largest segment of a repository: the first state's content.
+fn largest_segment(vm: &SwitchedOff) -> PathBuf {
+    let segments = files(vm.path("home/repository/seg").as_ref());
+    segments.into_iter().max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap()
+}
+
+fn verify(vm: &SwitchedOff, code: i32, options: &[&str]) -> Value {
+    let output = vm.tintype.run(&[&["--json", "verify"], options].concat());
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Returns the lost ranges of the disk, by the snapshots' names.
+fn lost(report: &Value) -> Vec<(String, u64, u64)> {
+    let mut found = Vec::new();
+    for part in report["lost"].as_array().unwrap() {
+        assert!(part["part"].as_str().unwrap().starts_with("disk/"), "{part}");
+        for range in part["ranges"].as_array().unwrap() {
+            let number = |field: &str| range[field].as_u64().unwrap();
+            let name = part["name"].as_str().unwrap().to_owned();
+            found.push((name, number("offset"), number("len")));
+        }
+    }
+    found
+}
+
+#[test]
+fn is_told_by_snapshot_disk_and_offset() {
+    let vm = SwitchedOff::start();
+    vm.tintype.json(&["init", "--encryption", "none"]);
+    vm.take("one", 1);
+    // The second shares all with the first but for its first region.
+    let mut bytes = fs::read(vm.disk()).unwrap();
+    bytes[..REGION].fill(0x5a);
+    fs::write(vm.disk(), &bytes).unwrap();
+    vm.tintype.json(&["take", "web", "--name", "two"]);
+    assert_eq!(lost(&verify(&vm, 0, &["--read-data"])), []);
+
+    let segment = largest_segment(&vm);
+    let good = fs::read(&segment).unwrap();
+    let disk = content(1, SIZE);
+    for (byte, names) in [(REGION / 2, &["web@one"][..]), (SIZE / 2, &["web@one", "web@two"])] {
+        // What does not compress is stored as it came, so it can be found there.
+        let sought = &disk[byte..byte + 32];
+        let at = good.windows(32).position(|window| window == sought).unwrap();
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        fs::write(&segment, &bad).unwrap();
+        let offset = (byte - byte % REGION) as u64;
+        let expected: Vec<_> =
+            names.iter().map(|name| ((*name).to_owned(), offset, REGION as u64)).collect();
+        assert_eq!(lost(&verify(&vm, 3, &["--read-data"])), expected);
+        vm.fail(4, &["revert", "web", "one", "--no-safety"]);
+    }
+    let text = vm.tintype.run(&["verify", "--read-data"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("web@two has lost 64.0 KiB of disk/"), "{text}");
+
+    fs::remove_file(&segment).unwrap();
+    let (size, region) = (SIZE as u64, REGION as u64);
+    let expected = [("web@one".to_owned(), 0, size), ("web@two".to_owned(), region, size - region)];
+    assert_eq!(lost(&verify(&vm, 3, &[])), expected, "all of it");
+    fs::write(&segment, &good).unwrap();
+    assert_eq!(lost(&verify(&vm, 0, &["--read-data"])), []);
+}
