@@ -15,6 +15,7 @@ use crate::wire::{Fields, Malformed};
 
 /// Bytes of a chunk; the last may have fewer.
 const CHUNK: usize = 256 << 10;
+const CHUNK_LEN: u64 = CHUNK as u64;
 /// The longest blob: its list has to fit into a frame.
 const MAX_BLOB: usize = 2 << 30;
 const LIST: u8 = 4;
@@ -46,10 +47,12 @@ pub(crate) fn read(vault: &Vault, blob: &BlobId) -> Result<Vec<u8>, Error> {
     let chunks = chunks(vault, blob)?;
     let mut bytes = Vec::new();
     for chunk in chunks {
-        bytes.extend_from_slice(&vault.bytes(&chunk, FrameKind::Blob)?);
-    }
-    if u64::try_from(bytes.len()) != Ok(blob.len) {
-        return Err(damaged(blob, "its chunks have the wrong length"));
+        let chunk = vault.bytes(&chunk, FrameKind::Blob)?;
+        let rest = blob.len.saturating_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+        if u64::try_from(chunk.len()) != Ok(rest.min(CHUNK_LEN)) {
+            return Err(damaged(blob, "its chunks have the wrong length"));
+        }
+        bytes.extend_from_slice(&chunk);
     }
     Ok(bytes)
 }

@@ -32,7 +32,7 @@ pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
 pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
     let record = SnapshotRecord {
         id: core.id,
-        sequence: listing::newest_sequence(&core.vault)? + 1,
+        sequence: listing::newest_sequence(&core.vault)?.saturating_add(1),
         created: draft.created,
         vm: draft.vm,
         vm_name: draft.vm_name,

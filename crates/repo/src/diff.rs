@@ -9,10 +9,13 @@ use crate::Error;
 use crate::map::ImageMap;
 use crate::node::{Entry, REGION_BLOCKS};
 use crate::reader::{push_joined, region_extents};
-use crate::tree::{ImageRoot, LEAF_SIZE};
+use crate::tree::{ImageRoot, LEAF_SIZE, leaf_count};
 use crate::vault::Vault;
 
 const REGION_SIZE: u64 = 64 << 10;
+/// How many leaves are compared in one go: 1 TiB.
+const BATCH: usize = 1 << 16;
+const BATCH_LEAVES: u64 = 1 << 16;
 
 /// Returns the ranges in which the content of two images may differ, in order
 /// and joined, in whole blocks. Where one image is shorter, what the other has
@@ -22,15 +25,28 @@ pub(crate) fn diff(vault: &Arc<Vault>, a: &ImageRoot, b: &ImageRoot) -> Result<V
     // Over the same base only what the runs speak of can differ.
     let same_base =
         a.base.map(|base| base.id) == b.base.map(|base| base.id) && a.height == b.height;
-    let mut indexes = BTreeSet::new();
-    for map in &maps {
-        indexes.extend(if same_base {
-            map.changed(0, u64::MAX)
-        } else {
-            map.indexes(0, u64::MAX)
-        }?);
-    }
+    let end = leaf_count(a.size.max(b.size));
     let mut extents = Vec::new();
+    // Some at a time: a map may say of more leaves than memory can hold that
+    // they are there.
+    for from in (0..end).step_by(BATCH) {
+        let to = end.min(from.saturating_add(BATCH_LEAVES));
+        let mut indexes = BTreeSet::new();
+        for map in &maps {
+            indexes.extend(if same_base { map.changed(from, to) } else { map.indexes(from, to) }?);
+        }
+        diff_leaves(vault, &maps, indexes, &mut extents)?;
+    }
+    Ok(extents)
+}
+
+/// Adds the ranges in which some leaves differ.
+fn diff_leaves(
+    vault: &Vault,
+    maps: &[ImageMap; 2],
+    indexes: BTreeSet<u64>,
+    extents: &mut Vec<Extent>,
+) -> Result<(), Error> {
     for index in indexes {
         let (old, new) = (maps[0].pointer(index)?, maps[1].pointer(index)?);
         if old.is_some() && old.map(|pointer| pointer.id) == new.map(|pointer| pointer.id) {
@@ -44,11 +60,11 @@ pub(crate) fn diff(vault: &Arc<Vault>, a: &ImageRoot, b: &ImageRoot) -> Result<V
                 let start = index * LEAF_SIZE + region * REGION_SIZE;
                 let mut found = Vec::new();
                 region_extents(mask, start, &mut found);
-                found.into_iter().for_each(|extent| push_joined(&mut extents, extent));
+                found.into_iter().for_each(|extent| push_joined(extents, extent));
             }
         }
     }
-    Ok(extents)
+    Ok(())
 }
 
 /// Returns which blocks of a region differ: other ids, or zero in one only.

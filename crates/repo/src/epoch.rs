@@ -19,6 +19,8 @@ use crate::store::Put;
 use crate::vault::Vault;
 
 const KIND: &str = "epoch";
+/// Epochs have eight digits: a hundred million collections.
+const LAST: u64 = 99_999_999;
 
 /// A set of segments in the order of their names.
 pub(crate) type Segments = BTreeSet<SegmentName>;
@@ -52,11 +54,23 @@ pub(crate) fn newest(vault: &Vault) -> Result<(u64, Stage), Error> {
             Some((number, "done")) => (number, Stage::Done),
             Some(_) => continue,
         };
-        if let Ok(number) = number.parse() {
+        if let Some(number) = parse(number) {
             newest = newest.max_by_progress((number, stage));
         }
     }
     Ok(newest)
+}
+
+/// Reads exactly the digits that `key` writes.
+fn parse(number: &str) -> Option<u64> {
+    let number = number.parse().ok().filter(|parsed| format!("{parsed:08}") == number)?;
+    (number <= LAST).then_some(number)
+}
+
+/// Returns the epoch after this one.
+pub(crate) fn after(epoch: u64) -> Result<u64, Error> {
+    let after = (epoch < LAST).then(|| epoch + 1);
+    after.ok_or_else(|| Error::damaged("ep", None, "there are more epochs than there can be"))
 }
 
 trait Progress {

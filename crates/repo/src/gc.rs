@@ -55,8 +55,9 @@ pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
                 return Ok(GcReport::default());
             }
             // If another collector was first, its epoch is the one to finish.
-            epoch::put(vault, epoch + 1, Stage::Condemned, &condemned)?;
-            epoch + 1
+            let next = epoch::after(epoch)?;
+            epoch::put(vault, next, Stage::Condemned, &condemned)?;
+            next
         }
     };
     let waiting_for = end_older_sessions(vault, epoch)?;

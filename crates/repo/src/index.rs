@@ -29,8 +29,11 @@ use crate::wire::{Fields, Malformed};
 
 const MAGIC: [u8; 8] = *b"TINTYIDX";
 const VERSION: u32 = 1;
-/// The most bytes of a session's hooks: those of about 250 TB.
-const MAX: u64 = 3 << 30;
+/// The most hooks of a session, those of about 4 TiB of new content: what has
+/// more is deduplicated less.
+const MAX_HOOKS: usize = 4 << 20;
+/// The most bytes of a session's hooks.
+const MAX: u64 = 64 << 20;
 /// Frames near a hook that are remembered, in bytes.
 const NEARBY: usize = 24 << 20;
 
@@ -60,6 +63,7 @@ pub(crate) fn store(vault: &Vault, session: SnapshotId, mut hooks: Hooks) -> Res
     if hooks.is_empty() {
         return Ok(());
     }
+    hooks.truncate(MAX_HOOKS);
     hooks.sort_unstable();
     let mut out = MAGIC.to_vec();
     out.extend_from_slice(&VERSION.to_le_bytes());

@@ -25,6 +25,8 @@ mod frame;
 mod gc;
 mod gone;
 mod heal;
+#[cfg(test)]
+mod hostile_tests;
 mod image;
 mod index;
 mod keys;

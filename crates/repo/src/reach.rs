@@ -9,7 +9,7 @@ use crate::node::{Entry, Node};
 use crate::pointer::{NodePointer, Place};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
-use crate::tree::{ImageRoot, misplaced};
+use crate::tree::{ImageRoot, Tree, misplaced};
 use crate::vault::Vault;
 
 /// Walks maps; each node once, however many images share it.
@@ -42,31 +42,32 @@ impl<'a, F: FnMut(&Place)> Reach<'a, F> {
 
     pub(crate) fn image(&mut self, root: &ImageRoot) -> Result<(), Error> {
         if let Some(base) = &root.base {
-            self.node(base, root.height)?;
+            self.node(base, Tree::Base, root.height)?;
         }
-        root.runs.iter().try_for_each(|run| self.node(&run.root, run.height))
+        root.runs.iter().try_for_each(|run| self.node(&run.root, Tree::Run, run.height))
     }
 
-    fn node(&mut self, pointer: &NodePointer, level: u8) -> Result<(), Error> {
+    fn node(&mut self, pointer: &NodePointer, tree: Tree, level: u8) -> Result<(), Error> {
         if !self.seen.insert(*pointer) {
             return Ok(());
         }
         (self.visit)(&pointer.place);
-        match &*self.vault.node(pointer)? {
-            Node::Inner(inner) if level > 0 && inner.level == level => {
-                inner.children.iter().flatten().try_for_each(|child| self.node(child, level - 1))
+        match (tree, &*self.vault.node(pointer)?) {
+            (Tree::Base, Node::Inner(inner)) if level > 0 && inner.level == level => {
+                let mut children = inner.children.iter().flatten();
+                children.try_for_each(|child| self.node(child, tree, level - 1))
             }
-            Node::RunInner(inner) if level > 0 && inner.level == level => {
-                inner.children.iter().try_for_each(|(_, child)| self.node(child, level - 1))
+            (Tree::Run, Node::RunInner(inner)) if level > 0 && inner.level == level => {
+                inner.children.iter().try_for_each(|(_, child)| self.node(child, tree, level - 1))
             }
-            Node::Leaf(leaf) if level == 0 => {
+            (Tree::Base, Node::Leaf(leaf)) if level == 0 => {
                 self.entries(leaf.regions.iter());
                 Ok(())
             }
-            Node::RunLeaf(leaf) if level == 0 => {
+            (Tree::Run, Node::RunLeaf(leaf)) if level == 0 => {
                 for (_, change) in &leaf.changes {
                     match change {
-                        Change::Whole(Some(leaf)) => self.node(leaf, 0)?,
+                        Change::Whole(Some(leaf)) => self.node(leaf, Tree::Base, 0)?,
                         Change::Whole(None) => {}
                         Change::Regions(regions) => {
                             self.entries(regions.iter().map(|(_, entry)| entry));

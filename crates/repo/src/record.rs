@@ -21,7 +21,7 @@ use crate::session::SessionStats;
 use crate::tree::ImageRoot;
 
 /// The most bytes of an outcome object.
-pub(crate) const MAX_OUTCOME: u64 = 64 << 20;
+pub(crate) const MAX_OUTCOME: u64 = 4 << 20;
 
 /// A byte string of any length kept in a repository.
 ///
@@ -163,6 +163,9 @@ impl Outcome {
                 .map_err(|_| damaged("its record cannot be understood"))?;
             if outcome_key(record.id) != key {
                 return Err(damaged("it is the outcome of another session"));
+            }
+            if !record.images.iter().all(|image| image.root.is_possible()) {
+                return Err(damaged("its record has an impossible image"));
             }
             return Ok(Outcome::Committed(Box::new(record)));
         }

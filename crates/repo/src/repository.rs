@@ -101,7 +101,7 @@ struct Config {
 /// An open repository. Cheap to clone; any number of threads may use it.
 #[derive(Debug, Clone)]
 pub struct Repository {
-    vault: Arc<Vault>,
+    pub(crate) vault: Arc<Vault>,
     path: PathBuf,
     master: Arc<MasterKey>,
 }

@@ -9,6 +9,7 @@ use crate::Error;
 use crate::listing;
 use crate::pointer::Place;
 use crate::reach::Reach;
+use crate::record::SnapshotRecord;
 use crate::vault::Vault;
 
 /// The stored bytes that snapshots need.
@@ -56,6 +57,12 @@ struct Owner {
     outside: bool,
 }
 
+/// Returns the sizes of a snapshot's images together; a lie has no end.
+fn logical_bytes(record: &SnapshotRecord) -> u64 {
+    let sizes = record.images.iter().map(|image| image.root.size.get());
+    sizes.fold(0, u64::saturating_add)
+}
+
 /// Counts for each snapshot, and for a set of them together.
 pub(crate) fn shares(vault: &Vault, set: &[SnapshotId]) -> Result<Shares, Error> {
     let mut shares = Shares::default();
@@ -84,7 +91,7 @@ pub(crate) fn shares(vault: &Vault, set: &[SnapshotId]) -> Result<Shares, Error>
             id: record.id,
             referenced_bytes: ByteCount(referenced),
             exclusive_bytes: ByteCount(0),
-            logical_bytes: ByteCount(record.images.iter().map(|i| i.root.size.get()).sum()),
+            logical_bytes: ByteCount(logical_bytes(record)),
         });
     }
     for (place, owner) in owners {

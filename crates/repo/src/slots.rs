@@ -76,9 +76,9 @@ const MEMORY_KIB: u32 = 64 << 10;
 const PASSES: u32 = 3;
 const LANES: u32 = 4;
 /// What a hostile slot may ask for.
-const MAX_MEMORY_KIB: u32 = 4 << 20;
-const MAX_PASSES: u32 = 64;
-const MAX_LANES: u32 = 64;
+const MAX_MEMORY_KIB: u32 = 256 << 10;
+const MAX_PASSES: u32 = 16;
+const MAX_LANES: u32 = 16;
 
 /// Stores the master key so that `way` opens it; returns the slot's id.
 pub(crate) fn add(

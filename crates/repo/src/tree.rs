@@ -36,10 +36,25 @@ pub struct ImageRoot {
 /// The most runs of an image.
 pub(crate) const MAX_RUNS: usize = 4;
 
+/// Which tree of an image a node belongs to: what may be below it differs, and
+/// a tree that mixed them would have no end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tree {
+    Base,
+    Run,
+}
+
 impl ImageRoot {
     /// Returns the size of the image.
     pub fn size(&self) -> ByteCount {
         self.size
+    }
+
+    /// Whether an image can have this root; one that was stored may lie.
+    pub(crate) fn is_possible(&self) -> bool {
+        self.size.get() <= MAX_IMAGE
+            && self.runs.len() <= MAX_RUNS
+            && self.runs.iter().map(|run| run.height).chain([self.height]).all(|h| h <= MAX_LEVEL)
     }
 
     /// Returns an image of zeroes.

@@ -142,7 +142,10 @@ impl Vault {
             }
             None => find(&*self.table(pointer.place.segment)?),
         };
-        ids.filter(|ids| self.keys.frame_id(ids) == pointer.id).ok_or_else(|| {
+        let is_right = |ids: &Vec<BlockId>| {
+            ids.len() == usize::from(pointer.blocks) && self.keys.frame_id(ids) == pointer.id
+        };
+        ids.filter(is_right).ok_or_else(|| {
             damaged(&pointer.place, Malformed("the table has other ids than the image map"))
         })
     }

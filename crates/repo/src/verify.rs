@@ -19,6 +19,7 @@ use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
 use crate::segment::{Table, index};
+use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
 use crate::{Error, blob};
@@ -105,10 +106,10 @@ impl Check<'_> {
         let mut seen = HashSet::new();
         for image in &record.images {
             if let Some(base) = &image.root.base {
-                self.node(base, image.root.height, record.id, &mut seen)?;
+                self.node(base, (Tree::Base, image.root.height), record.id, &mut seen)?;
             }
             for run in &image.root.runs {
-                self.node(&run.root, run.height, record.id, &mut seen)?;
+                self.node(&run.root, (Tree::Run, run.height), record.id, &mut seen)?;
             }
         }
         for (_, blob) in &record.blobs {
@@ -128,7 +129,7 @@ impl Check<'_> {
     fn node(
         &mut self,
         pointer: &NodePointer,
-        level: u8,
+        (tree, level): (Tree, u8),
         snapshot: SnapshotId,
         seen: &mut HashSet<NodePointer>,
     ) -> Result<(), Error> {
@@ -140,22 +141,26 @@ impl Check<'_> {
             Ok(node) => node,
             Err(error) => return self.damage(error, snapshot),
         };
-        match &*node {
-            Node::Inner(inner) if inner.level == level => {
+        match (tree, &*node) {
+            (Tree::Base, Node::Inner(inner)) if level > 0 && inner.level == level => {
                 for child in inner.children.iter().flatten() {
-                    self.node(child, level - 1, snapshot, seen)?;
+                    self.node(child, (tree, level - 1), snapshot, seen)?;
                 }
             }
-            Node::Leaf(leaf) if level == 0 => self.entries(leaf.regions.iter(), snapshot)?,
-            Node::RunInner(inner) if level > 0 && inner.level == level => {
+            (Tree::Base, Node::Leaf(leaf)) if level == 0 => {
+                self.entries(leaf.regions.iter(), snapshot)?;
+            }
+            (Tree::Run, Node::RunInner(inner)) if level > 0 && inner.level == level => {
                 for (_, child) in &inner.children {
-                    self.node(child, level - 1, snapshot, seen)?;
+                    self.node(child, (tree, level - 1), snapshot, seen)?;
                 }
             }
-            Node::RunLeaf(leaf) if level == 0 => {
+            (Tree::Run, Node::RunLeaf(leaf)) if level == 0 => {
                 for (_, change) in &leaf.changes {
                     match change {
-                        Change::Whole(Some(leaf)) => self.node(leaf, 0, snapshot, seen)?,
+                        Change::Whole(Some(leaf)) => {
+                            self.node(leaf, (Tree::Base, 0), snapshot, seen)?;
+                        }
                         Change::Whole(None) => {}
                         Change::Regions(regions) => {
                             self.entries(regions.iter().map(|(_, entry)| entry), snapshot)?;
@@ -203,6 +208,7 @@ impl Check<'_> {
         let entry = table.entry(pointer.place.number).filter(|entry| {
             (entry.offset, HEADER_LEN + index(entry.stored))
                 == (pointer.place.offset, index(pointer.place.len))
+                && table.block_ids(entry).len() == usize::from(pointer.blocks)
                 && self.vault.keys.frame_id(table.block_ids(entry)) == pointer.id
         });
         if entry.is_none() {

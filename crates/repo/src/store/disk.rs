@@ -93,7 +93,7 @@ impl Folder {
         if let Some(file) = open.get(path) {
             return Ok(Arc::clone(file));
         }
-        let file = Arc::new(File::open(self.path(path))?);
+        let file = Arc::new(open_object(&self.path(path))?);
         if open.len() >= OPEN_FILES {
             open.clear();
         }
@@ -184,12 +184,12 @@ impl Disk for Folder {
 
     fn read_all(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
-        File::open(self.path(path))?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+        open_object(&self.path(path))?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
     fn is_locked(&self, path: &str) -> io::Result<bool> {
-        match File::open(self.path(path))?.try_lock_shared() {
+        match open_object(&self.path(path))?.try_lock_shared() {
             Ok(()) => Ok(false),
             Err(fs::TryLockError::WouldBlock) => Ok(true),
             Err(fs::TryLockError::Error(error)) => Err(error),
@@ -215,6 +215,22 @@ impl Disk for Folder {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),
         }
+    }
+}
+
+/// Opens a file that may be anything: follows no link out of the repository,
+/// and does not wait for the other end of a pipe.
+fn open_object(path: &Path) -> io::Result<File> {
+    let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
+    let flags = flags.bits().cast_signed();
+    let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
+    let is_link =
+        |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    match opened {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Err(error) if !is_link(&error) => Err(error),
+        // Neither is an object.
+        Ok(_) | Err(_) => Err(ErrorKind::NotFound.into()),
     }
 }
 
