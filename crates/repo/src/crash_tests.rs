@@ -1,12 +1,16 @@
 //! Every sequence of up to three operations, with a fault at every operation
-//! of the disk, and the power lost afterwards in different ways.
+//! of the disk, and the power lost afterwards in different ways; and random
+//! longer ones, with several crashes in a row.
 //!
 //! What must hold: what was acknowledged is there, bit for bit; what was under
 //! way is there completely or not at all; the repository opens, verifies and
 //! works on without repair.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
 
@@ -24,15 +28,26 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
-    Take,
-    Delete,
-    Undo,
-    Collect,
+/// An operation, and what it does to what must hold.
+struct Step {
+    name: &'static str,
+    perform: fn(&Repository, u64, &mut Expected) -> Result<(), Error>,
 }
 
-const STEPS: [Step; 4] = [Step::Take, Step::Delete, Step::Undo, Step::Collect];
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// One that changes no snapshot needs no more than a line here.
+const STEPS: &[Step] = &[
+    Step { name: "take", perform: take_step },
+    Step { name: "delete", perform: delete_step },
+    Step { name: "undo", perform: undo_step },
+    Step { name: "collect", perform: collect_step },
+    Step { name: "verify", perform: |repository, _, _| verify(repository) },
+];
 
 /// The snapshots that must be there, and the one whose fate is open.
 #[derive(Debug, Clone, Default)]
@@ -81,42 +96,58 @@ fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {
     })
 }
 
-/// Does one step, and says in `expected` what must hold afterwards.
-fn perform(
-    repository: &Repository,
-    step: Step,
-    seed: u64,
-    expected: &mut Expected,
-) -> Result<(), Error> {
-    match step {
-        Step::Take => {
-            expected.open = Some(seed);
-            let record = take(repository, seed)?;
-            expected.there.insert(seed, record.id);
-        }
-        Step::Delete => {
-            let Some((seed, id)) = expected.there.pop_first() else { return Ok(()) };
-            expected.open = Some(seed);
-            repository.remove(id)?;
-            expected.deleted.push((seed, id));
-        }
-        Step::Undo => {
-            let Some((seed, id)) = expected.deleted.pop() else { return Ok(()) };
-            expected.open = Some(seed);
-            repository.undo_remove(id)?;
-            expected.there.insert(seed, id);
-        }
-        Step::Collect => {
-            repository.gc(GcParams::default())?;
-            expected.deleted.clear();
-        }
-    }
-    expected.open = None;
+fn take_step(repository: &Repository, seed: u64, expected: &mut Expected) -> Result<(), Error> {
+    expected.open = Some(seed);
+    let record = take(repository, seed)?;
+    expected.there.insert(seed, record.id);
     Ok(())
 }
 
-/// Checks a repository after whatever happened to it.
-fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) {
+fn delete_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
+    let Some((seed, id)) = expected.there.pop_first() else { return Ok(()) };
+    expected.open = Some(seed);
+    expected.deleted.push((seed, id));
+    repository.remove(id)
+}
+
+fn undo_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
+    let Some((seed, id)) = expected.deleted.last().copied() else { return Ok(()) };
+    expected.open = Some(seed);
+    repository.undo_remove(id)?;
+    expected.deleted.pop();
+    expected.there.insert(seed, id);
+    Ok(())
+}
+
+fn collect_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
+    // If it fails, they may be collected or not, but they stay deleted.
+    expected.deleted.clear();
+    repository.gc(GcParams::default()).map(drop)
+}
+
+fn verify(repository: &Repository) -> Result<(), Error> {
+    let report = repository.verify(&[], VerifyLevel::ReadData, &())?;
+    assert_eq!(report.damaged, []);
+    Ok(())
+}
+
+/// Opens the repository and does steps until one fails.
+fn perform(
+    disk: &SimulatedDisk,
+    steps: &[&Step],
+    seeds: impl Iterator<Item = u64>,
+    expected: &mut Expected,
+) -> Result<(), Error> {
+    let repository = open(disk)?;
+    for (step, seed) in steps.iter().zip(seeds) {
+        (step.perform)(&repository, seed, expected)?;
+        expected.open = None;
+    }
+    Ok(())
+}
+
+/// Checks a repository after whatever happened to it; returns what is there.
+fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64, SnapshotId> {
     let repository = open(disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let listing = repository.snapshots().unwrap();
     assert_eq!(listing.damaged, [], "{what}");
@@ -125,7 +156,7 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) {
     for seed in expected.there.keys() {
         assert!(found.contains_key(seed), "{what}: snapshot {seed} is lost");
     }
-    for (seed, record) in found {
+    for (&seed, record) in &found {
         let known = expected.there.contains_key(&seed) || expected.open == Some(seed);
         assert!(known, "{what}: snapshot {seed} should not be there");
         let content = image(seed);
@@ -138,6 +169,7 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) {
     }
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");
+    found.into_iter().map(|(seed, record)| (seed, record.id)).collect()
 }
 
 /// Checks that the repository works on after recovery.
@@ -153,7 +185,7 @@ fn check_works(disk: &SimulatedDisk, what: &str) {
 /// Runs a sequence with a fault at one operation; returns whether it struck.
 fn run(
     start: &(SimulatedDisk, Expected),
-    steps: &[Step],
+    steps: &[&Step],
     fault: Fault,
     at: u64,
     dice: &mut Dice,
@@ -163,14 +195,9 @@ fn run(
     let (disk, mut expected) = (start.0.copy(), start.1.clone());
     let what = format!("{steps:?}, {fault:?} at {at}, dice {:x}", before);
     disk.fail_at(at, fault);
-    if let Ok(repository) = open(&disk) {
-        for (seed, step) in (10..).zip(steps) {
-            if perform(&repository, *step, seed, &mut expected).is_err() {
-                break;
-            }
-        }
-    }
+    let failed = perform(&disk, steps, 10.., &mut expected).err();
     let struck = disk.end_faults();
+    assert!(struck || failed.is_none(), "{what}: {failed:?} without a fault");
     if fault != Fault::Crash {
         check(&disk, &expected, &what);
     }
@@ -190,13 +217,14 @@ fn run(
     struck
 }
 
-fn sequences(longest: u64) -> Vec<Vec<Step>> {
+fn sequences(longest: u64) -> Vec<Vec<&'static Step>> {
     let mut all = vec![Vec::new()];
     let mut last = all.clone();
     for _ in 0..longest {
+        let longer = |steps: &Vec<&'static Step>, step| [steps.as_slice(), &[step]].concat();
         last = last
             .iter()
-            .flat_map(|steps| STEPS.map(|step| [steps.as_slice(), &[step]].concat()))
+            .flat_map(|steps| STEPS.iter().map(move |step| longer(steps, step)))
             .collect();
         all.extend(last.clone());
     }
@@ -208,11 +236,8 @@ fn start() -> (SimulatedDisk, Expected) {
     let disk = SimulatedDisk::default();
     let root = Path::new("simulated");
     create_in(&LocalStore::on(Box::new(disk.clone()), root), &InitParams::default()).unwrap();
-    let repository = open(&disk).unwrap();
     let mut expected = Expected::default();
-    for (seed, step) in [(1, Step::Take), (2, Step::Take), (3, Step::Delete)] {
-        perform(&repository, step, seed, &mut expected).unwrap();
-    }
+    perform(&disk, &[&STEPS[0], &STEPS[0], &STEPS[1]], 1.., &mut expected).unwrap();
     (disk, expected)
 }
 
@@ -244,6 +269,71 @@ fn an_error_at_every_operation() {
 #[test]
 fn a_full_disk_from_every_operation_on() {
     sweep(Fault::Full);
+}
+
+/// States of which one wandering checks several.
+const RANDOM_STATES: u64 = 100_000;
+/// States that are checked after each fault; with one more it goes on.
+const AFTERMATHS: u64 = 7;
+
+/// Goes from fault to fault; returns how many states were checked.
+fn wander(start: &(SimulatedDisk, Expected), seed: u64) -> u64 {
+    let mut dice = Dice(seed);
+    let (mut disk, mut expected) = (start.0.copy(), start.1.clone());
+    let mut seeds = 10..;
+    let mut states = 0;
+    for round in 0..1 + dice.roll(4) {
+        let steps: Vec<_> = (0..1 + dice.roll(6)).map(|_| &STEPS[dice.pick(STEPS.len())]).collect();
+        let fault = [Fault::Crash, Fault::Crash, Fault::ErrorOnce, Fault::Full][dice.pick(4)];
+        let at = 1 + dice.roll(90);
+        let what = format!("TINTYPE_SOAK_SEED={seed}: {round}: {steps:?}, {fault:?} at {at}");
+        disk.fail_at(at, fault);
+        let failed = perform(&disk, &steps, seeds.by_ref(), &mut expected).err();
+        let struck = disk.end_faults();
+        assert!(struck || failed.is_none(), "{what}: {failed:?} without a fault");
+        if fault != Fault::Crash {
+            check(&disk, &expected, &what);
+            states += 1;
+        }
+        for _ in 0..AFTERMATHS {
+            check(&disk.after_power_loss(&mut dice), &expected, &what);
+        }
+        disk = disk.after_power_loss(&mut dice);
+        while dice.roll(3) == 0 {
+            // It goes again while the repository is recovering.
+            disk.fail_at(1 + dice.roll(12), Fault::Crash);
+            let _ = open(&disk);
+            disk = disk.after_power_loss(&mut dice);
+        }
+        let there = check(&disk, &expected, &what);
+        states += AFTERMATHS + 1;
+        expected.deleted.retain(|(seed, _)| !there.contains_key(seed));
+        expected = Expected { there, open: None, ..expected };
+    }
+    check_works(&disk, &format!("TINTYPE_SOAK_SEED={seed}"));
+    states
+}
+
+#[test]
+fn random_states_after_several_faults() {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let seed = setting("TINTYPE_SOAK_SEED", now.into());
+    let wanted = setting("TINTYPE_SOAK_COUNT", RANDOM_STATES);
+    eprintln!("{wanted} states, TINTYPE_SOAK_SEED={seed}");
+    let start = start();
+    let (next, states) = (AtomicU64::new(0), AtomicU64::new(0));
+    let work = || {
+        while states.load(Relaxed) < wanted {
+            let seed = seed.wrapping_add(next.fetch_add(1, Relaxed));
+            states.fetch_add(wander(&start, seed), Relaxed);
+        }
+    };
+    std::thread::scope(|scope| {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        (0..cores).for_each(|_| drop(scope.spawn(work)));
+    });
+    let wanderings = next.into_inner();
+    eprintln!("soak: {} states in {wanderings} wanderings, none lost", states.into_inner());
 }
 
 #[test]

@@ -47,6 +47,24 @@ const SOAKS: &[Soak] = &[
         counted: "repositories",
         usual: 1000,
     },
+    Soak {
+        name: "crash",
+        about: "ends the power of a simulated disk at random",
+        package: "tintype-repo",
+        target: &["--lib"],
+        tests: "crash_tests::random_states",
+        counted: "states",
+        usual: 10_000_000,
+    },
+    Soak {
+        name: "kill",
+        about: "kills processes that work on a repository",
+        package: "tintype-repo",
+        target: &["--test", "it"],
+        tests: "died::a_killed_process",
+        counted: "kills",
+        usual: 20_000,
+    },
 ];
 
 /// How the last line of a test starts.

@@ -38,6 +38,10 @@ impl Dice {
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         (z ^ (z >> 31)) % sides
     }
+
+    pub(crate) fn pick(&mut self, sides: usize) -> usize {
+        usize::try_from(self.roll(u64::try_from(sides).expect("it fits"))).expect("it fits")
+    }
 }
 
 #[derive(Debug, Clone, Default)]
