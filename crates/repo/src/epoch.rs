@@ -18,7 +18,8 @@ use crate::signed;
 use crate::store::Put;
 use crate::vault::Vault;
 
-const KIND: &str = "epoch";
+/// What its objects are signed as.
+pub(crate) const KIND: &str = "epoch";
 /// Epochs have eight digits: a hundred million collections.
 const LAST: u64 = 99_999_999;
 

@@ -19,7 +19,8 @@ use crate::signed;
 use crate::store::Put;
 use crate::vault::Vault;
 
-const KIND: &str = "gone";
+/// What its objects are signed as.
+pub(crate) const KIND: &str = "gone";
 const UNDONE: &str = "undone";
 const COLLECTED: &str = "collected";
 

@@ -19,10 +19,11 @@ use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
 use crate::segment::{Table, index};
+use crate::signed;
 use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
-use crate::{Error, blob};
+use crate::{Error, blob, epoch, gone};
 
 /// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +73,7 @@ pub(crate) fn verify(
     let records = if ids.is_empty() {
         let listing = listing::list(vault)?;
         check.report.damaged = listing.damaged;
+        check.signed_objects()?;
         listing.records
     } else {
         ids.iter().map(|id| listing::one(vault, *id)).collect::<Result<_, _>>()?
@@ -101,6 +103,21 @@ struct Needed {
 }
 
 impl Check<'_> {
+    /// Reads what has a tag, also where its name alone says all.
+    fn signed_objects(&mut self) -> Result<(), Error> {
+        for (prefix, kind) in [("gone/", gone::KIND), ("ep/", epoch::KIND)] {
+            for listed in self.vault.store.list(prefix)? {
+                match signed::read(self.vault, &listed.key, kind) {
+                    // Removed since it was listed.
+                    Ok(_) | Err(Error::NotFound(_)) => {}
+                    Err(Error::Damaged(damage)) => self.report.damaged.push(damage),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        Ok(())
+    }
+
     fn snapshot(&mut self, record: &SnapshotRecord) -> Result<(), Error> {
         self.report.snapshots += 1;
         let mut seen = HashSet::new();

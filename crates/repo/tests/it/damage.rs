@@ -1,6 +1,7 @@
 //! Damage is found, named, and never read as content.
 
 use std::fs;
+use std::path::Path;
 
 use tintype_repo::{Error, Kind, Repository, VerifyLevel};
 
@@ -47,6 +48,80 @@ fn every_flipped_byte_is_found() {
         fs::write(&path, &good).unwrap();
     }
     assert!(read_everything(&repository).unwrap() == expected);
+}
+
+/// A repository with objects of all kinds: two snapshots that share, one
+/// apart, a deletion that was undone, and an epoch.
+fn of_all_kinds() -> (tempfile::TempDir, Repository, Vec<Vec<u8>>) {
+    let (folder, repository) = new_repository();
+    let mut expected = vec![content(1, 50 * BLOCK), content(2, 50 * BLOCK), content(3, 50 * BLOCK)];
+    expected[1][..40 * BLOCK].copy_from_slice(&content(1, 40 * BLOCK));
+    let collected = take(&repository, &content(4, 50 * BLOCK), None);
+    repository.remove(collected.id).unwrap();
+    repository.gc(tintype_repo::GcParams::default()).unwrap();
+    let first = take(&repository, &expected[0], None);
+    take(&repository, &expected[1], Some(&first));
+    let third = take(&repository, &expected[2], None);
+    repository.remove(third.id).unwrap();
+    repository.undo_remove(third.id).unwrap();
+    (folder, repository, expected)
+}
+
+/// Checks after damage that verification finds it, and that everything that
+/// can be read is as it was.
+fn check_rotten(repository: &Repository, expected: &[Vec<u8>], what: &str) {
+    let Ok(opened) = Repository::open(repository.path()) else { return };
+    let report = opened.verify(&[], VerifyLevel::ReadData, &());
+    let found = report.as_ref().map_or(true, |report| !report.damaged.is_empty());
+    assert!(found, "{what} is not found by verification");
+    let Ok(report) = report else { return };
+    let Ok(listing) = opened.snapshots() else { return };
+    for record in listing.records {
+        let touched = report.damaged.iter().any(|damage| damage.snapshots.contains(&record.id));
+        let reader = opened.open_image(&record.images[0].root);
+        let mut bytes = vec![0; 50 * BLOCK];
+        let read = reader.and_then(|reader| reader.read_at(0, &mut bytes));
+        assert!(touched || read.is_ok(), "{what}: {read:?}");
+        assert!(read.is_err() || expected.contains(&bytes), "{what}: wrong content");
+    }
+}
+
+#[test]
+fn every_object_that_is_cut_swapped_or_deleted_is_found() {
+    let (_folder, repository, expected) = of_all_kinds();
+    let kind = |path: &Path| {
+        path.strip_prefix(repository.path()).unwrap().iter().next().unwrap().to_owned()
+    };
+    let all = files(repository.path());
+    let objects: Vec<_> =
+        all.iter().filter(|path| !["idx", "reserve"].iter().any(|k| kind(path) == *k)).collect();
+    for path in &objects {
+        let what = path.display();
+        let good = fs::read(path).unwrap();
+        // The line feed after JSON means nothing.
+        for keep in [0, 1, good.len() / 4, good.len() / 2, good.len() - 2] {
+            fs::write(path, &good[..keep]).unwrap();
+            check_rotten(&repository, &expected, &format!("{what} cut to {keep}"));
+        }
+        let alike = |other: &&&std::path::PathBuf| other != &path && kind(other) == kind(path);
+        for other in objects.iter().filter(alike) {
+            let others = fs::read(other).unwrap();
+            fs::write(path, &others).unwrap();
+            fs::write(other, &good).unwrap();
+            check_rotten(&repository, &expected, &format!("{what} and {}", other.display()));
+            fs::write(other, &others).unwrap();
+        }
+        fs::remove_file(path).unwrap();
+        // What says by being there that a snapshot exists or is deleted, or how
+        // far a collection is, cannot be missed.
+        if !["outcome", "gone", "ep"].iter().any(|silent| kind(path) == *silent) {
+            check_rotten(&repository, &expected, &format!("{what} deleted"));
+        }
+        fs::write(path, &good).unwrap();
+    }
+    let repaired = Repository::open(repository.path()).unwrap();
+    let report = repaired.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, []);
 }
 
 #[test]
