@@ -140,6 +140,8 @@ pub(crate) struct Encoder {
     decompressor: Decompressor<'static>,
     packed: Vec<u8>,
     proof: Vec<u8>,
+    /// Whether the last frame was stored raw: what follows is often like it.
+    doubtful: bool,
 }
 
 impl Encoder {
@@ -150,31 +152,39 @@ impl Encoder {
             decompressor: Decompressor::new().expect("zstd needs no more than memory"),
             packed: vec![0; zstd::zstd_safe::compress_bound(MAX_BLOCKS * BLOCK_SIZE)],
             proof: Vec::new(),
+            doubtful: false,
         }
     }
 
     /// Encodes the bytes; returns the smaller of them and their zstd form,
     /// the latter only if it decodes to the same bytes.
     pub(crate) fn encode<'a>(&'a mut self, raw: &'a [u8]) -> (Codec, &'a [u8]) {
-        if !self.worthwhile(raw) {
-            return (Codec::Raw, raw);
+        let packed = self.pack(raw);
+        self.doubtful = packed.is_none();
+        match packed {
+            Some(len) => (Codec::Zstd, &self.packed[..len]),
+            None => (Codec::Raw, raw),
+        }
+    }
+
+    /// Compresses the bytes into `packed` and returns the length, if it is
+    /// worthwhile and decodes to the same bytes.
+    fn pack(&mut self, raw: &[u8]) -> Option<usize> {
+        if self.doubtful && !self.worthwhile(raw) {
+            return None;
         }
         self.packed.resize(zstd::zstd_safe::compress_bound(raw.len()).max(self.packed.len()), 0);
-        let Ok(len) = self.compressor.compress_to_buffer(raw, &mut self.packed[..]) else {
-            return (Codec::Raw, raw);
-        };
+        let len = self.compressor.compress_to_buffer(raw, &mut self.packed[..]).ok()?;
         if len + len / 32 >= raw.len() {
-            return (Codec::Raw, raw);
+            return None;
         }
         self.proof.resize(raw.len().max(self.proof.len()), 0);
         let proof = &mut self.proof[..raw.len()];
         match self.decompressor.decompress_to_buffer(&self.packed[..len], proof) {
-            Ok(decoded) if decoded == raw.len() && *proof == *raw => {
-                (Codec::Zstd, &self.packed[..len])
-            }
+            Ok(decoded) if decoded == raw.len() && *proof == *raw => Some(len),
             _ => {
                 tracing::error!("zstd did not give back what it was given; stored raw");
-                (Codec::Raw, raw)
+                None
             }
         }
     }

@@ -8,6 +8,7 @@ use std::fmt;
 use tintype_types::{BLOCK_SIZE, RepositoryId};
 use zeroize::Zeroize;
 
+use crate::blocks;
 use crate::pointer::{BlockId, FrameId, NodeId, SegmentName};
 use crate::seal::Sealer;
 
@@ -40,10 +41,15 @@ impl Keys {
         }
     }
 
-    /// Returns the id of a block.
-    pub(crate) fn block_id(&self, block: &[u8]) -> BlockId {
-        debug_assert_eq!(block.len(), BLOCK_SIZE);
-        BlockId(shorten(blake3::keyed_hash(&self.block, block)))
+    /// Returns the ids of blocks, in order. Cheaper for several at once.
+    pub(crate) fn block_ids(&self, blocks: &[&[u8; BLOCK_SIZE]]) -> Vec<BlockId> {
+        let hashes = blocks::keyed_hashes(&self.block, blocks);
+        hashes.iter().map(|hash| BlockId(shorten(hash))).collect()
+    }
+
+    /// Returns the ids of the blocks that bytes consist of.
+    pub(crate) fn ids_of(&self, bytes: &[u8]) -> Vec<BlockId> {
+        self.block_ids(&bytes.as_chunks().0.iter().collect::<Vec<_>>())
     }
 
     /// Returns the id of a frame that holds these blocks in this order.
@@ -52,7 +58,7 @@ impl Keys {
         for block in blocks {
             hasher.update(&block.0);
         }
-        FrameId(shorten(hasher.finalize()))
+        FrameId(shorten(hasher.finalize().as_bytes()))
     }
 
     /// Returns the id of a node or blob chunk; its first byte says which.
@@ -114,6 +120,6 @@ pub(crate) fn commitment(master: &[u8; 32], repository: RepositoryId, hides: boo
     *hasher.finalize().as_bytes()
 }
 
-fn shorten(hash: blake3::Hash) -> [u8; 20] {
-    *hash.as_bytes().first_chunk().expect("a hash has 32 bytes")
+fn shorten(hash: &[u8; 32]) -> [u8; 20] {
+    *hash.first_chunk().expect("a hash has 32 bytes")
 }

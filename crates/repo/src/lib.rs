@@ -14,6 +14,7 @@
 //! This crate never sees a VM, prints nothing and reads no environment.
 
 mod blob;
+mod blocks;
 mod cache;
 mod commit;
 #[cfg(test)]

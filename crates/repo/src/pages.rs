@@ -21,7 +21,7 @@ pub(crate) enum Page<'a> {
     /// It is to be zero.
     Zero,
     /// It has these bytes, which may be zeroes too.
-    Bytes(&'a [u8]),
+    Bytes(&'a [u8; BLOCK_SIZE]),
 }
 
 /// Blocks of one window; the last version of each.
@@ -90,10 +90,7 @@ impl Pages {
         match self.slots[block] {
             ABSENT => Page::Absent,
             ZERO => Page::Zero,
-            slot => {
-                let start = usize::from(slot) * BLOCK_SIZE;
-                Page::Bytes(&self.data[start..start + BLOCK_SIZE])
-            }
+            slot => Page::Bytes(&self.data.as_chunks().0[usize::from(slot)]),
         }
     }
 

@@ -94,9 +94,7 @@ impl Vault {
                 if raw.len() != blocks * BLOCK_SIZE {
                     return Err(Malformed("a frame has the wrong number of blocks"));
                 }
-                let ids: Vec<_> =
-                    raw.chunks_exact(BLOCK_SIZE).map(|block| self.keys.block_id(block)).collect();
-                if self.keys.frame_id(&ids) != pointer.id {
+                if self.keys.frame_id(&self.keys.ids_of(&raw)) != pointer.id {
                     return Err(Malformed("the content of a frame is not what was written"));
                 }
                 Ok(raw)

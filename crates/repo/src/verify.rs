@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
+use tintype_types::{ByteCount, SnapshotId};
 
 use crate::error::Damage;
 use crate::frame::{FrameKind, HEADER_LEN};
@@ -308,10 +308,7 @@ impl Check<'_> {
                 let keys = &self.vault.keys;
                 let right = match Table::node_id(entry) {
                     Some(id) => keys.node_id(entry.kind as u8, &raw) == id,
-                    None => raw
-                        .chunks(BLOCK_SIZE)
-                        .map(|block| keys.block_id(block))
-                        .eq(table.block_ids(entry).iter().copied()),
+                    None => keys.ids_of(&raw) == table.block_ids(entry),
                 };
                 right.then_some(()).ok_or(Malformed("the content is not what was written"))
             });

@@ -6,6 +6,7 @@
 //! else goes into a new one. Eight new blocks of a region or more get a frame
 //! of their own; fewer are packed with those of its neighbours in the window.
 
+use std::array;
 use std::borrow::Cow;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
@@ -98,17 +99,26 @@ impl Weaver {
     ) -> Result<Vec<Content<'a>>, Error> {
         let mut known = Known { core: &self.core, ids: Vec::new() };
         let counters = &self.core.counters;
+        let pages: [_; REGION_BLOCKS] = array::from_fn(|block| pages.page(first + block));
+        let data = pages.map(|page| match page {
+            Page::Bytes(bytes) if !is_zero(bytes) => Some(bytes),
+            _ => None,
+        });
+        let hashed: Vec<_> = data.iter().flatten().copied().collect();
+        let mut ids = self.core.vault.keys.block_ids(&hashed).into_iter();
         let mut contents = Vec::with_capacity(REGION_BLOCKS);
-        for block in 0..REGION_BLOCKS {
-            contents.push(match pages.page(first + block) {
-                Page::Absent => current.part(block).map_or(Content::Zero, |p| Content::Stored(*p)),
-                Page::Zero => Content::Zero,
-                Page::Bytes(bytes) if is_zero(bytes) => {
+        for (block, page) in pages.into_iter().enumerate() {
+            contents.push(match (page, data[block]) {
+                (Page::Absent, _) => {
+                    current.part(block).map_or(Content::Zero, |part| Content::Stored(*part))
+                }
+                (Page::Zero, _) => Content::Zero,
+                (Page::Bytes(_), None) => {
                     counters.zero_blocks.fetch_add(1, Relaxed);
                     Content::Zero
                 }
-                Page::Bytes(bytes) => {
-                    let id = self.core.vault.keys.block_id(bytes);
+                (Page::Bytes(_), Some(bytes)) => {
+                    let id = ids.next().expect("every such block was hashed");
                     let mut found = None;
                     for entry in [reference, current] {
                         if let Some(part) = entry.part(block)
@@ -123,7 +133,7 @@ impl Weaver {
                             counters.unchanged_blocks.fetch_add(1, Relaxed);
                             Content::Stored(part)
                         }
-                        None => Content::Fresh(id, Cow::Borrowed(bytes)),
+                        None => Content::Fresh(id, Cow::Borrowed(&bytes[..])),
                     }
                 }
             });
