@@ -10,6 +10,7 @@ mod gc;
 mod hosts;
 mod judge;
 mod keys;
+mod memory;
 mod model;
 mod protocol;
 mod readers;
