@@ -3,17 +3,19 @@
 
 mod guest;
 mod pause;
+mod repo;
 
 use crate::failure::Failure;
 
 pub(crate) const ABOUT: &str =
-    "measures: `bench pause [MIB]…` the pauses of takes and of QEMU's own snapshots";
+    "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository";
 
 /// Runs a benchmark.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     match arguments.split_first() {
         Some((name, rest)) if name == "pause" => pause::run(rest),
-        _ => Err(Failure::Other("say which benchmark: pause".to_owned())),
+        Some((name, rest)) if name == "repo" => repo::run_all(rest),
+        _ => Err(Failure::Other("say which benchmark: pause or repo".to_owned())),
     }
 }
 

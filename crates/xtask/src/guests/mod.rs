@@ -10,12 +10,13 @@ mod debian;
 mod disk;
 mod initramfs;
 mod kernel;
+mod large;
 mod ssh;
 mod tiny;
 mod twice;
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use cache::{Cache, Key};
@@ -28,7 +29,7 @@ use crate::setup::{self, Apt, Consent};
 
 /// One line for the list of chores.
 pub(crate) const ABOUT: &str =
-    "builds the guests that tests, demo and benchmarks run; --twice compares two builds";
+    "builds the guests that tests and demo run; --large those of `bench repo`, --twice compares";
 
 /// The chore itself.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
@@ -36,7 +37,11 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     if arguments.iter().any(|argument| argument == "--twice") {
         return with_parts(consent, twice::check);
     }
-    ensure(consent)?;
+    if arguments.iter().any(|argument| argument == "--large") {
+        ensure_large(consent)?;
+    } else {
+        ensure(consent)?;
+    }
     println!("the guests are in {}", tintype_testkit::guests_folder().display());
     Ok(())
 }
@@ -50,10 +55,19 @@ pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
     })
 }
 
-fn with_parts(
+/// Builds the guests and the states of the large one, and returns their folder.
+pub(crate) fn ensure_large(consent: Consent) -> Result<PathBuf, Failure> {
+    with_parts(consent, |cache, parts| {
+        tiny::ensure(cache, parts)?;
+        debian::ensure(cache, parts)?;
+        large::ensure(cache, parts)
+    })
+}
+
+fn with_parts<T>(
     consent: Consent,
-    work: impl FnOnce(&Cache, &Parts<'_>) -> Result<(), Failure>,
-) -> Result<(), Failure> {
+    work: impl FnOnce(&Cache, &Parts<'_>) -> Result<T, Failure>,
+) -> Result<T, Failure> {
     setup::ensure(consent)?;
     let apt = Apt::of_this_machine()?;
     let cache = Cache::open(&tintype_testkit::guests_folder())?;

@@ -69,6 +69,10 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("libc6-dev", Probe::File("/usr/lib/x86_64-linux-gnu/libc.a")),
 ];
 
+/// What the benchmark of the repository compares with.
+const PEERS: &[(&str, Probe)] =
+    &[("restic", Probe::Program("restic")), ("borgbackup", Probe::Program("borg"))];
+
 impl Probe {
     fn finds_it(&self) -> bool {
         match self {
@@ -89,7 +93,16 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 /// Installs what is missing. Does next to nothing on a machine that has it all.
 pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
     backports::ensure_qemu(consent)?;
-    let missing: Vec<&str> = PACKAGES
+    install_missing(PACKAGES)
+}
+
+/// Installs the programs that `bench repo` compares with; no other chore needs them.
+pub(crate) fn ensure_peers() -> Result<(), Failure> {
+    install_missing(PEERS)
+}
+
+fn install_missing(packages: &[(&'static str, Probe)]) -> Result<(), Failure> {
+    let missing: Vec<&str> = packages
         .iter()
         .filter(|(_, probe)| !probe.finds_it())
         .map(|(package, _)| *package)

@@ -45,10 +45,12 @@ impl<'a> File<'a> {
         self.room().is_some_and(|room| SHIPPED.contains(&room))
     }
 
-    /// Says whether all of the file is there for tests only.
+    /// Says whether all of the file is there for tests and benchmarks only.
     pub(super) fn is_test(&self) -> bool {
         let mut parts = self.path.split('/');
-        parts.any(|part| part == "tests" || part == "tests.rs" || part.ends_with("_tests.rs"))
+        parts.any(|part| {
+            ["benches", "tests", "tests.rs"].contains(&part) || part.ends_with("_tests.rs")
+        })
     }
 
     /// Returns the Rust code outside of tests.

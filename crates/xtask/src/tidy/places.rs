@@ -103,6 +103,7 @@ mod tests {
         check("crates/vm/src/a.rs", "command.stdout(x); // println!", &[]);
         check("crates/vm/src/a.rs", "#[cfg(test)]\nmod tests { println!() }", &[]);
         check("crates/vm/tests/it/main.rs", "println!(\"a\");", &[]);
+        check("crates/vm/benches/speed.rs", "println!(\"a\");", &[]);
         check("crates/cli/src/a.rs", "println!(\"a\");", &[]);
     }
 

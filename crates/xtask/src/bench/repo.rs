@@ -1,0 +1,165 @@
+//! The repository beside the machine's own limits, restic and borg: one run, the same
+//! two states of a guest for all. `crates/repo/benches/speed` measures the repository
+//! and the limits; the peers are Debian's packages.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use serde_json::Value;
+use tintype_testkit::workspace_folder;
+
+use super::median;
+use crate::failure::Failure;
+use crate::process::{capture, run};
+use crate::setup::Consent;
+use crate::{guests, setup};
+
+/// How often the repository is measured. The peers are measured once.
+const ROUNDS: u32 = 3;
+
+/// The files of a state, as the large guest's folder has them.
+const IMAGES: [&str; 2] = ["disk", "memory"];
+
+/// What was measured under one name, over all rounds.
+#[derive(Default)]
+struct Figure {
+    bytes: f64,
+    seconds: Vec<f64>,
+    cpu: Vec<f64>,
+    values: Vec<f64>,
+}
+
+type Figures = BTreeMap<String, Figure>;
+
+/// Measures. `--quick` measures the repository once and no peers.
+pub(super) fn run_all(arguments: &[String]) -> Result<(), Failure> {
+    let quick = arguments.iter().any(|argument| argument == "--quick");
+    let consent = Consent::of(arguments);
+    let states = guests::ensure_large(consent)?;
+    let work = tempfile::tempdir_in(&states).map_err(Failure::file("make a folder in", &states))?;
+    let rounds = if quick { 1 } else { ROUNDS };
+    let figures = repository(&states, work.path(), rounds)?;
+    show(&figures);
+    if !quick {
+        setup::ensure_peers()?;
+        let peers = [restic(&states, work.path())?, borg(&states, work.path())?];
+        compare(&figures, &peers);
+    }
+    Ok(())
+}
+
+/// Lets the benchmark of the repository run, and collects what it prints.
+fn repository(states: &Path, work: &Path, rounds: u32) -> Result<Figures, Failure> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    let seed = now.map_or(0, |since| since.as_secs());
+    println!("median of {rounds}; seed of the random reads {seed}");
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["bench", "--quiet", "--package", "tintype-repo", "--bench", "speed", "--"]);
+    cargo.arg(states).arg(work).args([rounds.to_string(), seed.to_string()]);
+    let mut figures = Figures::new();
+    for line in capture(cargo.current_dir(workspace_folder()))?.lines() {
+        let parsed: Value = serde_json::from_str(line)
+            .map_err(|error| Failure::Other(format!("the benchmark printed no JSON: {error}")))?;
+        let figure = figures.entry(parsed["name"].as_str().unwrap_or("?").to_owned()).or_default();
+        figure.bytes = parsed["bytes"].as_f64().unwrap_or_default();
+        figure.seconds.extend(parsed["seconds"].as_f64());
+        figure.cpu.extend(parsed["cpu"].as_f64());
+        figure.values.extend(parsed["value"].as_f64());
+    }
+    Ok(figures)
+}
+
+fn show(figures: &Figures) {
+    println!("{:<34} {:>9} {:>9} {:>11}", "", "s", "GB/s", "GB/s a core");
+    for (name, figure) in figures.iter().filter(|(_, figure)| !figure.seconds.is_empty()) {
+        let (seconds, cpu) = (median(&figure.seconds), median(&figure.cpu));
+        let speed = |seconds: f64| figure.bytes / seconds / 1e9;
+        println!("{name:<34} {seconds:>9.2} {:>9.2} {:>11.2}", speed(seconds), speed(cpu));
+    }
+    for (name, figure) in figures.iter().filter(|(_, figure)| !figure.values.is_empty()) {
+        println!("{name:<34} {:>15.0}", median(&figure.values));
+    }
+    let seconds = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.seconds));
+    let value = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.values));
+    let part = |what: &str, ratio: f64| println!("{what:<60} {ratio:>6.2}");
+    let compress = seconds("limit: compress, all cores");
+    let decompress = seconds("limit: decompress, all cores");
+    part("full write: of the compress limit", compress / seconds("full write"));
+    part("eager restore: of the decompress limit", decompress / seconds("eager restore"));
+    let alone = value("changed blocks compressed alone");
+    part("next snapshot: kept / changed blocks compressed alone", value("kept: next") / alone);
+}
+
+/// What a peer needed for both states, one after the other.
+struct Peer {
+    name: &'static str,
+    seconds: [f64; 2],
+    kept: f64,
+}
+
+fn compare(figures: &Figures, peers: &[Peer]) {
+    let own = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.seconds));
+    let kept = figures.get("kept: both").map_or(f64::NAN, |figure| median(&figure.values));
+    println!("{:<34} {:>9} {:>9} {:>12}", "", "full s", "next s", "kept");
+    let [full, next] = [own("full write"), own("next snapshot")];
+    println!("{:<34} {full:>9.2} {next:>9.2} {kept:>12.0}", "tintype");
+    for Peer { name, seconds: [peer_full, peer_next], kept: peer_kept } in peers {
+        println!("{name:<34} {peer_full:>9.2} {peer_next:>9.2} {peer_kept:>12.0}");
+        println!(
+            "  tintype is {:.1} and {:.1} times as fast, and keeps {:.2} of the bytes",
+            peer_full / full,
+            peer_next / next,
+            kept / peer_kept
+        );
+    }
+}
+
+fn restic(states: &Path, work: &Path) -> Result<Peer, Failure> {
+    let folder = work.join("restic");
+    let command = || {
+        let mut command = Command::new("restic");
+        command.current_dir(states).env("RESTIC_PASSWORD", "bench");
+        command.env("RESTIC_CACHE_DIR", work.join("restic-cache")).arg("--repo").arg(&folder);
+        command
+    };
+    run(command().arg("init"))?;
+    let backup = |moment| timed(command().arg("backup").args(files(moment)));
+    let seconds = [backup(1)?, backup(2)?];
+    Ok(Peer { name: "restic", seconds, kept: bytes_of(&folder)? })
+}
+
+fn borg(states: &Path, work: &Path) -> Result<Peer, Failure> {
+    let folder = work.join("borg");
+    let command = |subcommand: &str| {
+        let mut command = Command::new("borg");
+        command.current_dir(states).env("BORG_PASSPHRASE", "bench");
+        command.env("BORG_BASE_DIR", work.join("borg-base")).arg(subcommand);
+        command
+    };
+    run(command("init").args(["--encryption", "repokey"]).arg(&folder))?;
+    let create = |moment: u32| {
+        let archive = format!("{}::{moment}", folder.display());
+        timed(command("create").args(["--compression", "zstd,1", &archive]).args(files(moment)))
+    };
+    let seconds = [create(1)?, create(2)?];
+    Ok(Peer { name: "borg, zstd 1", seconds, kept: bytes_of(&folder)? })
+}
+
+fn files(moment: u32) -> [String; 2] {
+    IMAGES.map(|image| format!("{image}-{moment}"))
+}
+
+fn timed(command: &mut Command) -> Result<f64, Failure> {
+    let start = Instant::now();
+    run(command)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// Returns the bytes of all files below a folder.
+fn bytes_of(folder: &Path) -> Result<f64, Failure> {
+    let text = capture(Command::new("du").args(["--bytes", "--summarize"]).arg(folder))?;
+    let bytes = text.split_whitespace().next().and_then(|word| word.parse().ok());
+    bytes.ok_or_else(|| Failure::Other(format!("`du` does not know {}", folder.display())))
+}
