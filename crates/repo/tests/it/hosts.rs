@@ -246,8 +246,11 @@ fn hosts_that_take_delete_collect_and_die_at_once() {
     }
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, []);
-    let last = repository.gc(GcParams::default()).unwrap();
-    assert_eq!(last.waiting_for, 0, "the dead are ended");
+    // The first call may only end the collection of a host that was killed in it.
+    for _ in 0..2 {
+        let last = repository.gc(GcParams::default()).unwrap();
+        assert_eq!(last.waiting_for, 0, "the dead are ended");
+    }
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, []);
     assert_eq!(report.segments, repository.usage().unwrap().segments, "nothing of them is left");
