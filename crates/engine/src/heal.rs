@@ -5,14 +5,14 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tintype_types::SnapshotId;
-use tintype_vm::Footprint;
+use tintype_vm::{Footprint, ProcessId};
 
 use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
 use crate::revert::cannot_revert;
-use crate::vms::LeasedVm;
+use crate::vms::{DEATH_LIMIT, LeasedVm};
 
 /// How long a QEMU takes at most from its start until it listens.
 const START_LIMIT: Duration = Duration::from_secs(1);
@@ -37,11 +37,10 @@ impl Engine {
                 self.finish_revert(vm, repository, target, safety)?;
             }
             Some(Intent::Reverted { process, run }) => {
-                if run && process.is_alive() {
-                    vm.connect()?.start_running().map_err(Error::step(format!(
-                        "cannot let `{}` run, which was reverted",
-                        vm.name
-                    )))?;
+                if run {
+                    unless_ended(process, || Ok(vm.connect()?.start_running()?)).map_err(
+                        Error::step(format!("cannot let `{}` run, which was reverted", vm.name)),
+                    )?;
                 }
             }
         }
@@ -96,10 +95,7 @@ fn await_start(vm: &LeasedVm) {
 
 /// Takes back what a take has changed in QEMU, and lets the guest run.
 fn erase(vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
-    if !footprint.process.is_alive() {
-        return Ok(());
-    }
-    let erased = vm.connect().and_then(|mut guest| Ok(guest.erase(footprint)?));
+    let erased = unless_ended(footprint.process, || Ok(vm.connect()?.erase(footprint)?));
     erased.map_err(|error| {
         Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name))
             .hint(format!(
@@ -109,4 +105,12 @@ fn erase(vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
             .state("the guest may stand still until then")
             .because(error)
     })
+}
+
+/// Repairs a QEMU, which is not needed when it has ended or does so meanwhile.
+fn unless_ended(process: ProcessId, repair: impl FnOnce() -> Result<()>) -> Result<()> {
+    if !process.is_alive() {
+        return Ok(());
+    }
+    repair().or_else(|error| if process.ends_within(DEATH_LIMIT) { Ok(()) } else { Err(error) })
 }

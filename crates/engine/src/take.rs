@@ -20,7 +20,7 @@ use crate::files;
 use crate::intent::Intent;
 use crate::observer::Step;
 use crate::sink::{Collected, SessionSink};
-use crate::vms::LeasedVm;
+use crate::vms::{DEATH_LIMIT, LeasedVm};
 use crate::watchdog::Watchdog;
 
 /// What to take.
@@ -143,7 +143,7 @@ impl Engine {
         error: Error,
     ) -> Error {
         let erased = guest.erase(footprint).map_err(|error| error.to_string());
-        let has_ended = erased.is_err() && !vm.is_alive();
+        let has_ended = erased.is_err() && guest.process().ends_within(DEATH_LIMIT);
         let done = if has_ended { Ok(()) } else { erased };
         let forgotten =
             done.and_then(|()| self.forget_intent(&vm.name).map_err(|error| error.to_string()));

@@ -59,6 +59,9 @@ pub(crate) struct LeasedVm {
 /// How long a guest may take to shut itself down before `--force` is suggested.
 const POWER_DOWN_LIMIT: Duration = Duration::from_secs(60);
 
+/// From when a killed QEMU closes its monitor until its process is gone, at most.
+pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(5);
+
 impl Engine {
     /// Starts a QEMU command line as it stands, with a monitor of our own, and
     /// registers it. The first word is the program.
@@ -279,12 +282,18 @@ impl Engine {
     }
 
     fn report(&self, vm: &LeasedVm) -> Result<VmReport> {
+        let stopped = ("stopped".to_owned(), None);
         let (state, pid) = if vm.is_alive() {
-            let state = vm.connect()?.run_state();
-            let state = state.map_err(Error::step(format!("cannot look at `{}`", vm.name)))?;
-            (state, Some(vm.state.process.pid))
+            let process = vm.state.process;
+            match vm.connect().and_then(|mut guest| Ok(guest.run_state()?)) {
+                Ok(state) => (state, Some(process.pid)),
+                Err(_) if process.ends_within(DEATH_LIMIT) => stopped,
+                Err(error) => {
+                    return Err(Error::step(format!("cannot look at `{}`", vm.name))(error));
+                }
+            }
         } else {
-            ("stopped".to_owned(), None)
+            stopped
         };
         Ok(VmReport { name: vm.name.clone(), state, pid, vm: vm.state.clone() })
     }

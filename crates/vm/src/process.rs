@@ -46,6 +46,15 @@ impl ProcessId {
     pub fn is_alive(self) -> bool {
         Self::of(self.pid).is_ok_and(|now| now == self)
     }
+
+    /// Tells whether the process has ended, or does within `limit`. A process
+    /// that was killed closes its sockets some time before it is gone.
+    pub fn ends_within(self, limit: Duration) -> bool {
+        Process::open(self.pid).map_or_else(
+            |_| !self.is_alive(),
+            |process| process.id != self || process.wait_end(limit),
+        )
+    }
 }
 
 /// How a QEMU was started: what is needed to start it again.
