@@ -12,7 +12,8 @@ for sealed repositories, the `cryptography` package; for passphrases also
     read_repository.py [KEY] REPOSITORY blob SNAPSHOT NAME OUT
     read_repository.py [KEY] REPOSITORY digest [REPOSITORY...]
 
-KEY is `--key-file FILE` or `--passphrase-file FILE`. `digest` prints a line of
+KEY is `--key-file FILE`, `--passphrase-file FILE` or `--age-identity FILE`,
+which needs the program `age`. `digest` prints a line of
 JSON for each repository: its records, and SHA-256 digests of all images and
 blobs. That of an image is over its size and, in order, the offset and the
 bytes of each block that is not zero; numbers have 8 bytes.
@@ -26,6 +27,7 @@ import hashlib
 import json
 import os
 import struct
+import subprocess
 import sys
 
 BLOCK = 4096
@@ -141,9 +143,11 @@ def check(condition, message):
 
 
 class Repository:
-    def __init__(self, path, key_file, passphrase_file):
+    def __init__(self, path, arguments):
         self.path = path
-        self.key_file, self.passphrase_file = key_file, passphrase_file
+        self.key_file = arguments.key_file
+        self.passphrase_file = arguments.passphrase_file
+        self.age_identity = arguments.age_identity
         config = json.loads(self.get("config"))
         check(config["tintype"] == 1, "another format")
         check(set(config["features"]) <= {"aes-256-gcm"}, "an unknown feature")
@@ -189,10 +193,16 @@ class Repository:
         elif slot["kind"] == "passphrase" and self.passphrase_file:
             with open(self.passphrase_file, "rb") as file:
                 wrapping = argon2id(file.read().rstrip(b"\n"), slot)
+        elif slot["kind"] == "age" and self.age_identity:
+            return unseal_age(self.age_identity, bytes.fromhex(slot["sealed"]))
         else:
             return None
+        from cryptography.exceptions import InvalidTag
         sealed = bytes.fromhex(slot["sealed"])
-        return unseal(wrapping, sealed[:12], sealed[12:], self.id + key.encode())
+        try:
+            return unseal(wrapping, sealed[:12], sealed[12:], self.id + key.encode())
+        except InvalidTag:
+            return None
 
     def tag(self, key, text):
         bound = self.id + struct.pack("<Q", len(key)) + key.encode()
@@ -422,6 +432,12 @@ def unseal(key, nonce, sealed, bound):
     return AESGCM(key).decrypt(nonce, sealed, bound)
 
 
+def unseal_age(identity, sealed):
+    command = ["age", "--decrypt", "--identity", identity]
+    opened = subprocess.run(command, input=sealed, stdout=subprocess.PIPE, check=False)
+    return opened.stdout if opened.returncode == 0 else None
+
+
 def argon2id(words, slot):
     salt, cost = bytes.fromhex(slot["salt"]), slot["memory_kib"]
     passes, lanes = slot["passes"], slot["lanes"]
@@ -438,13 +454,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--key-file")
     parser.add_argument("--passphrase-file")
+    parser.add_argument("--age-identity")
     parser.add_argument("repository")
     parser.add_argument("action", choices=["list", "image", "blob", "digest"])
     parser.add_argument("rest", nargs="*")
     arguments = parser.parse_args()
 
     def opened(path):
-        return Repository(path, arguments.key_file, arguments.passphrase_file)
+        return Repository(path, arguments)
 
     if arguments.action == "digest":
         for path in [arguments.repository] + arguments.rest:

@@ -28,6 +28,9 @@ pub(crate) struct Globals {
     /// A file whose first line is a passphrase that opens the repository.
     #[arg(long, global = true, env = "TINTYPE_PASSPHRASE_FILE", value_name = "FILE")]
     pub(crate) passphrase_file: Option<PathBuf>,
+    /// A file with an age identity that opens the repository.
+    #[arg(long, global = true, env = "TINTYPE_AGE_IDENTITY", value_name = "FILE")]
+    pub(crate) age_identity: Option<PathBuf>,
     /// The folder of registered VMs. By default `tintype` in the XDG data folder.
     #[arg(long, global = true, env = "TINTYPE_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
@@ -180,6 +183,12 @@ pub(crate) struct NewKey {
     /// A file whose first line is a passphrase.
     #[arg(long, value_name = "FILE")]
     pub(crate) new_passphrase_file: Option<PathBuf>,
+    /// A passphrase that is asked for on the terminal.
+    #[arg(long)]
+    pub(crate) new_passphrase: bool,
+    /// An age recipient, `age1…`. Its identity opens the repository, and need not be here.
+    #[arg(long, value_name = "RECIPIENT")]
+    pub(crate) new_age_recipient: Option<String>,
 }
 
 /// What to do with a VM.

@@ -168,9 +168,11 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     if let Some(repository) = &repository {
         watchdog.extend(["--repo".to_owned(), repository.display().to_string()]);
     }
-    for (option, file) in
-        [("--key-file", &globals.key_file), ("--passphrase-file", &globals.passphrase_file)]
-    {
+    for (option, file) in [
+        ("--key-file", &globals.key_file),
+        ("--passphrase-file", &globals.passphrase_file),
+        ("--age-identity", &globals.age_identity),
+    ] {
         watchdog.extend(file.iter().flat_map(|f| [option.to_owned(), f.display().to_string()]));
     }
     watchdog.push("watchdog".to_owned());

@@ -1,4 +1,4 @@
-//! The commands about keys, and where keys come from: files and the environment.
+//! The commands about keys, and where keys come from: files, the environment and the terminal.
 
 use std::path::Path;
 
@@ -14,6 +14,7 @@ pub(crate) fn at_hand(globals: &Globals) -> Result<Vec<Encryption>> {
     if let Some(file) = &globals.passphrase_file {
         keys.push(passphrase_in(file)?);
     }
+    keys.extend(globals.age_identity.iter().cloned().map(Encryption::AgeIdentity));
     keys.extend(std::env::var("TINTYPE_PASSPHRASE").ok().map(Encryption::Passphrase));
     Ok(keys)
 }
@@ -64,7 +65,10 @@ fn made(report: &InitReport) -> String {
 pub(crate) fn key(engine: &Engine, command: KeyCommand, output: &Output) -> Result<()> {
     match command {
         KeyCommand::Add(new) => {
-            let slot = engine.add_key(&new_key(new)?)?;
+            let slot = match new_key(new)? {
+                Some(key) => engine.add_key(&key)?,
+                None => engine.add_passphrase()?,
+            };
             output.result(&slot, || format!("added the key {} ({})", slot.id, slot.kind));
         }
         KeyCommand::List => {
@@ -85,10 +89,9 @@ pub(crate) fn key(engine: &Engine, command: KeyCommand, output: &Output) -> Resu
     Ok(())
 }
 
-fn new_key(new: NewKey) -> Result<Encryption> {
-    match (new.new_key_file, new.new_passphrase_file) {
-        (Some(file), _) => Ok(Encryption::KeyFile(file)),
-        (None, Some(file)) => passphrase_in(&file),
-        (None, None) => unreachable!("clap wants one of them"),
-    }
+/// Returns the key to add, unless it is to be typed.
+fn new_key(new: NewKey) -> Result<Option<Encryption>> {
+    let passphrase = new.new_passphrase_file.map(|file| passphrase_in(&file)).transpose()?;
+    let file = new.new_key_file.map(Encryption::KeyFile);
+    Ok(file.or(passphrase).or(new.new_age_recipient.map(Encryption::AgeRecipient)))
 }

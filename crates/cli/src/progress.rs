@@ -1,5 +1,6 @@
 //! Shows what goes on, and lets a test hold or kill the process at a step.
 
+use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Signal, getpid, kill_process};
 use serde_json::json;
 use tintype_engine::{Observer, Progress, Step};
+use zeroize::Zeroizing;
 
 use crate::output::Output;
 
@@ -85,6 +87,14 @@ impl Observer for Show {
     fn notice(&self, sentence: &str) {
         self.finish();
         self.output.notice(sentence);
+    }
+
+    fn ask_passphrase(&self, question: &str) -> Option<Zeroizing<String>> {
+        if !io::stdin().is_terminal() || self.output.is_json() {
+            return None;
+        }
+        self.finish();
+        rpassword::prompt_password(question).ok().map(Zeroizing::new)
     }
 
     fn progress(&self, progress: Progress) {

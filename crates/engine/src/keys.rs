@@ -1,6 +1,6 @@
 //! What opens the repository: the keys at hand, and the slots that they fit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tintype_repo::{Encryption, KeySlot, Kind};
@@ -60,6 +60,13 @@ impl Engine {
         self.find_key(&id)
     }
 
+    /// Adds a passphrase that the user types.
+    pub fn add_passphrase(&self) -> Result<KeySlot> {
+        // It may need a passphrase too, which is asked for first.
+        self.repository()?;
+        self.add_key(&self.new_passphrase()?)
+    }
+
     /// Removes the key whose slot's id starts so. The last one stays.
     pub fn remove_key(&self, id: &str) -> Result<KeySlot> {
         let slot = self.find_key(id)?;
@@ -94,14 +101,24 @@ impl Engine {
     pub(crate) fn keys_at_hand(&self) -> Result<Vec<Encryption>> {
         let mut keys = self.config.keys.clone();
         for key in &keys {
-            if let Encryption::KeyFile(path) = key
-                && !path.exists()
-            {
-                return Err(Error::invalid(format!("there is no key file {}", path.display()))
+            let (path, what, hint) = match key {
+                Encryption::KeyFile(path) => {
+                    (path, "key file", "--key-file or TINTYPE_KEY_FILE says where it is")
+                }
+                Encryption::AgeIdentity(path) => (
+                    path,
+                    "age identity",
+                    "--age-identity or TINTYPE_AGE_IDENTITY says where it is",
+                ),
+                _ => continue,
+            };
+            if !path.exists() {
+                return Err(Error::invalid(format!("there is no {what} {}", path.display()))
                     .state("nothing was changed")
-                    .hint("--key-file or TINTYPE_KEY_FILE says where it is"));
+                    .hint(hint));
             }
         }
+        keys.extend(self.typed.get().cloned());
         let own = self.home.key_file();
         if own.exists() {
             keys.push(Encryption::KeyFile(own));
@@ -120,12 +137,35 @@ impl Engine {
             }
             EncryptionKind::Passphrase => {
                 let given = keys.find(|key| matches!(key, Encryption::Passphrase(_)));
-                given.cloned().ok_or_else(|| {
-                    Error::invalid("there is no passphrase")
-                        .state("nothing was changed")
-                        .hint("--passphrase-file or TINTYPE_PASSPHRASE gives it")
-                })
+                given.cloned().map_or_else(|| self.new_passphrase(), Ok)
             }
         }
+    }
+
+    /// Asks the user for a passphrase that is to open the repository.
+    fn new_passphrase(&self) -> Result<Encryption> {
+        let ask = |question| {
+            self.config.observer.ask_passphrase(question).filter(|words| !words.is_empty())
+        };
+        let missing = || {
+            Error::invalid("there is no passphrase")
+                .state("nothing was changed")
+                .hint("--passphrase-file or TINTYPE_PASSPHRASE gives it")
+        };
+        let words = ask("New passphrase: ").ok_or_else(missing)?;
+        let again = ask("The same again: ").ok_or_else(missing)?;
+        if words != again {
+            return Err(Error::invalid("the two passphrases differ")
+                .state("nothing was changed")
+                .hint("type the same twice"));
+        }
+        Ok(Encryption::Passphrase(words.to_string()))
+    }
+
+    /// Asks the user for the passphrase that opens the repository.
+    pub(crate) fn ask_passphrase(&self, place: &Path) -> Option<Encryption> {
+        let question = format!("Passphrase of {}: ", place.display());
+        let words = self.config.observer.ask_passphrase(&question)?;
+        Some(Encryption::Passphrase(words.to_string()))
     }
 }

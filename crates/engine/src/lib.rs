@@ -28,7 +28,7 @@ mod vms;
 mod watchdog;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tintype_repo::{InitParams, Kind, Location, Repository, Site};
@@ -79,13 +79,15 @@ pub struct EngineConfig {
 pub struct Engine {
     config: EngineConfig,
     home: Home,
+    /// The passphrase that the user typed.
+    typed: OnceLock<Encryption>,
 }
 
 impl Engine {
     /// Opens the home; the repository is opened when it is needed.
     pub fn open(config: EngineConfig) -> Result<Self> {
         let home = Home::open(&config.home)?;
-        Ok(Self { config, home })
+        Ok(Self { config, home, typed: OnceLock::new() })
     }
 
     /// Opens the repository. The default one is made on first use.
@@ -98,8 +100,13 @@ impl Engine {
         if self.config.repository.is_none() && !place.exists() {
             return self.make_default_repository(place);
         }
-        let keys = self.keys_at_hand()?;
-        let opened = self.site(place).and_then(|site| Repository::open_at(&site, &keys));
+        let open = |keys: &[Encryption]| Repository::open_at(&self.site(place)?, keys);
+        let mut opened = open(&self.keys_at_hand()?);
+        if opened.as_ref().is_err_and(tintype_repo::Error::wants_passphrase)
+            && let Some(key) = self.ask_passphrase(place)
+        {
+            opened = open(std::slice::from_ref(&key)).inspect(|_| drop(self.typed.set(key)));
+        }
         opened.map_err(|error| {
             let hint = match error.kind() {
                 Kind::UnsafeStore => UNSAFE_STORE_HINT,
@@ -107,7 +114,7 @@ impl Engine {
                     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give an access key"
                 }
                 Kind::Key => {
-                    "--key-file, --passphrase-file or TINTYPE_PASSPHRASE gives a key that fits"
+                    "--key-file, --passphrase-file, TINTYPE_PASSPHRASE or --age-identity gives a key that fits"
                 }
                 _ => "`tintype init` makes one; --repo or TINTYPE_REPO says where it is",
             };

@@ -1,6 +1,7 @@
 //! How the engine tells its front end what is going on. It prints nothing itself.
 
 use tintype_types::ByteCount;
+use zeroize::Zeroizing;
 
 /// The steps of a take and of a revert, in order. A test can hold or kill the
 /// process at each; a front end can show them.
@@ -82,7 +83,7 @@ pub struct Progress {
     pub total: Option<ByteCount>,
 }
 
-/// Hears what is going on. Called from any thread; must return at once.
+/// Hears what is going on. Called from any thread; returns at once.
 pub trait Observer: Send + Sync {
     /// A step has been reached.
     fn step(&self, _step: Step) {}
@@ -92,6 +93,12 @@ pub trait Observer: Send + Sync {
 
     /// Long work has come further.
     fn progress(&self, _progress: Progress) {}
+
+    /// Asks the user for a passphrase; `None` if there is nobody to ask. The only
+    /// call that waits.
+    fn ask_passphrase(&self, _question: &str) -> Option<Zeroizing<String>> {
+        None
+    }
 }
 
 /// Hears nothing.

@@ -285,12 +285,11 @@ impl Engine {
         let stopped = ("stopped".to_owned(), None);
         let (state, pid) = if vm.is_alive() {
             let process = vm.state.process;
-            match vm.connect().and_then(|mut guest| Ok(guest.run_state()?)) {
+            let cannot_look = Error::step(format!("cannot look at `{}`", vm.name));
+            match vm.connect().and_then(|mut guest| guest.run_state().map_err(cannot_look)) {
                 Ok(state) => (state, Some(process.pid)),
                 Err(_) if process.ends_within(DEATH_LIMIT) => stopped,
-                Err(error) => {
-                    return Err(Error::step(format!("cannot look at `{}`", vm.name))(error));
-                }
+                Err(error) => return Err(error),
             }
         } else {
             stopped

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use tintype_types::SnapshotId;
 
+use crate::slots::KeySlot;
+
 /// A stable class of [`Error`], for callers that decide by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -94,6 +96,12 @@ pub enum Error {
     /// No key at hand opens the repository.
     #[error("{0}")]
     Key(String),
+    /// There are slots, and no key at hand opens one of them.
+    #[error("none of the keys at hand opens the repository; those that do are {}", names(slots))]
+    NoKeyFits {
+        /// The slots.
+        slots: Vec<KeySlot>,
+    },
     /// The store does not keep what several hosts rely on.
     #[error("{place} would lose snapshots: {seen}")]
     UnsafeStore {
@@ -129,7 +137,7 @@ impl Error {
             Error::Damaged(_) => Kind::Damaged,
             Error::Fenced(_) => Kind::Fenced,
             Error::Unsupported(_) => Kind::Unsupported,
-            Error::Key(_) => Kind::Key,
+            Error::Key(_) | Error::NoKeyFits { .. } => Kind::Key,
             Error::UnsafeStore { .. } => Kind::UnsafeStore,
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull
@@ -141,6 +149,11 @@ impl Error {
         }
     }
 
+    /// Whether a passphrase might have helped.
+    pub fn wants_passphrase(&self) -> bool {
+        matches!(self, Error::NoKeyFits { slots } if slots.iter().any(|s| s.kind == "passphrase"))
+    }
+
     pub(crate) fn io(operation: &'static str, path: &Path, source: impl Into<io::Error>) -> Self {
         Error::Io { operation, path: path.to_owned(), source: source.into() }
     }
@@ -148,4 +161,9 @@ impl Error {
     pub(crate) fn damaged(object: impl Into<String>, offset: Option<u64>, reason: &str) -> Self {
         Error::Damaged(Damage::new(object, offset, reason))
     }
+}
+
+fn names(slots: &[KeySlot]) -> String {
+    let names = slots.iter().map(|slot| format!("{} ({})", slot.id, slot.kind));
+    names.collect::<Vec<_>>().join(", ")
 }

@@ -60,6 +60,7 @@ mod vault;
 mod verify;
 mod weave;
 mod wire;
+mod wrapping;
 mod writer;
 
 pub use error::{Damage, Error, Kind};

@@ -2,28 +2,29 @@
 //! repository.
 //!
 //! ```text
-//! keys/<id>   JSON: kind "none": key
-//!                   kind "keyfile": sealed
-//!                   kind "passphrase": salt, memory_kib, passes, lanes, sealed
+//! keys/<id>     JSON: kind "none": key
+//!                     kind "keyfile": sealed
+//!                     kind "passphrase": salt, memory_kib, passes, lanes, sealed
+//!                     kind "age": recipient, sealed
+//! removal/<id>  empty: somebody is about to remove that slot
 //! ```
 //!
 //! `sealed` is the master key under AES-256-GCM with a random nonce in front;
 //! the key is derived from the key file, or by argon2id from the passphrase.
-//! A key file has two lines: `tintype key 1` and 64 hexadecimal digits.
+//! That of `age` is an age file.
 
-use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use tintype_types::{RepositoryId, SnapshotId};
 use zeroize::Zeroizing;
 
 use crate::Error;
-use crate::pointer::{hex, unhex};
+use crate::pointer::{hex, unhex, unhex_bytes};
 use crate::seal::Sealer;
 use crate::store::{Put, Store};
+use crate::wrapping::{self, Cost};
 
 /// A way to open a repository.
 #[derive(Clone, PartialEq, Eq, Default)]
@@ -37,6 +38,10 @@ pub enum Encryption {
     KeyFile(PathBuf),
     /// Words that a person knows.
     Passphrase(String),
+    /// The public half of an age key, `age1…`: for a new slot. It opens nothing.
+    AgeRecipient(String),
+    /// A file with the secret half of age keys: it opens slots, and makes none.
+    AgeIdentity(PathBuf),
 }
 
 impl std::fmt::Debug for Encryption {
@@ -45,6 +50,8 @@ impl std::fmt::Debug for Encryption {
             Encryption::None => f.write_str("None"),
             Encryption::KeyFile(path) => f.debug_tuple("KeyFile").field(path).finish(),
             Encryption::Passphrase(_) => f.write_str("Passphrase(…)"),
+            Encryption::AgeRecipient(key) => f.debug_tuple("AgeRecipient").field(key).finish(),
+            Encryption::AgeIdentity(path) => f.debug_tuple("AgeIdentity").field(path).finish(),
         }
     }
 }
@@ -54,7 +61,7 @@ impl std::fmt::Debug for Encryption {
 pub struct KeySlot {
     /// The id, by which it can be removed.
     pub id: String,
-    /// `none`, `keyfile` or `passphrase`.
+    /// `none`, `keyfile`, `passphrase` or `age`.
     pub kind: String,
 }
 
@@ -66,19 +73,12 @@ enum StoredSlot {
     None { key: String },
     KeyFile { sealed: String },
     Passphrase { salt: String, memory_kib: u32, passes: u32, lanes: u32, sealed: String },
+    Age { recipient: String, sealed: String },
 }
 
 const PREFIX: &str = "keys/";
 const MAX_SLOT: u64 = 16 << 10;
-const KEY_FILE_HEAD: &str = "tintype key 1\n";
-/// RFC 9106, the second recommended option.
-const MEMORY_KIB: u32 = 64 << 10;
-const PASSES: u32 = 3;
-const LANES: u32 = 4;
-/// What a hostile slot may ask for.
-const MAX_MEMORY_KIB: u32 = 256 << 10;
-const MAX_PASSES: u32 = 16;
-const MAX_LANES: u32 = 16;
+const REMOVAL: &str = "removal/";
 
 /// Stores the master key so that `way` opens it; returns the slot's id.
 pub(crate) fn add(
@@ -95,19 +95,24 @@ pub(crate) fn add(
     let slot = match way {
         Encryption::None => StoredSlot::None { key: hex(&master[..]) },
         Encryption::KeyFile(path) => {
-            StoredSlot::KeyFile { sealed: seal(&wrapping_key(&key_file(path)?)) }
+            StoredSlot::KeyFile { sealed: seal(&wrapping::of_file(&wrapping::key_file(path)?)) }
         }
         Encryption::Passphrase(words) => {
             let mut salt = [0; 16];
             getrandom::fill(&mut salt).expect("the kernel always has random bytes");
-            let stretched = stretch(words, &salt, (MEMORY_KIB, PASSES, LANES))?;
-            StoredSlot::Passphrase {
-                salt: hex(&salt),
-                memory_kib: MEMORY_KIB,
-                passes: PASSES,
-                lanes: LANES,
-                sealed: seal(&stretched),
-            }
+            let Cost { memory_kib, passes, lanes } = Cost::DEFAULT;
+            let sealed = seal(&wrapping::of_passphrase(words, &salt, Cost::DEFAULT)?);
+            StoredSlot::Passphrase { salt: hex(&salt), memory_kib, passes, lanes, sealed }
+        }
+        Encryption::AgeRecipient(recipient) => {
+            let sealed = hex(&wrapping::for_recipient(recipient, master)?);
+            StoredSlot::Age { recipient: recipient.clone(), sealed }
+        }
+        Encryption::AgeIdentity(path) => {
+            return Err(Error::Invalid(format!(
+                "{} opens slots; a new one needs its recipient, `age1…`",
+                path.display()
+            )));
         }
     };
     let mut text = serde_json::to_string(&slot).expect("it is plain data");
@@ -135,7 +140,8 @@ pub(crate) fn open(
                 continue;
             }
         };
-        slots.push((listed.key[PREFIX.len()..].to_owned(), slot.kind()));
+        let id = listed.key[PREFIX.len()..].to_owned();
+        slots.push(KeySlot { id, kind: slot.kind().to_owned() });
         if let Some(master) = slot.open(&bound(repository, &listed.key), ways)
             && is_right(&master)
         {
@@ -144,13 +150,10 @@ pub(crate) fn open(
     }
     match unreadable {
         Some(error) => Err(error),
-        None if slots.iter().all(|(_, kind)| *kind == "none") => {
+        None if slots.iter().all(|slot| slot.kind == "none") => {
             Err(Error::damaged("keys", None, "no slot there holds the key that `config` names"))
         }
-        None => Err(Error::Key(format!(
-            "none of the keys at hand opens the repository; those that do are {}",
-            slots.iter().map(|(id, kind)| format!("{id} ({kind})")).collect::<Vec<_>>().join(", ")
-        ))),
+        None => Err(Error::NoKeyFits { slots }),
     }
 }
 
@@ -164,15 +167,32 @@ pub(crate) fn list(store: &dyn Store) -> Result<Vec<KeySlot>, Error> {
 }
 
 /// Removes a slot, but not the last one.
+///
+/// Who removes a slot marks it first, and keeps it unless another one is
+/// unmarked: two who remove the last two at once both keep theirs. The marks
+/// are read before the slots: a slot that is seen without its mark was not about
+/// to be removed when this one was marked.
 pub(crate) fn remove(store: &dyn Store, id: &str) -> Result<(), Error> {
-    let slots = list(store)?;
-    if !slots.iter().any(|slot| slot.id == id) {
+    let slot = format!("{PREFIX}{id}");
+    if !store.list(PREFIX)?.iter().any(|listed| listed.key == slot) {
         return Err(Error::NotFound(format!("key {id}")));
     }
-    if slots.len() == 1 {
-        return Err(Error::Invalid("the last key of a repository cannot be removed".to_owned()));
-    }
-    store.delete(&format!("{PREFIX}{id}"))
+    let mark = format!("{REMOVAL}{id}");
+    // Whoever was killed in a removal has left the mark: it is finished now.
+    store.put_if_absent(&mark, &[])?;
+    let marked: BTreeSet<_> = ids(store, REMOVAL)?;
+    let removed = if ids(store, PREFIX)?.is_subset(&marked) {
+        Err(Error::Invalid("the last key of a repository cannot be removed".to_owned()))
+    } else {
+        store.delete(&slot)
+    };
+    store.delete(&mark)?;
+    removed
+}
+
+fn ids(store: &dyn Store, prefix: &str) -> Result<BTreeSet<String>, Error> {
+    let listed = store.list(prefix)?.into_iter();
+    Ok(listed.map(|listed| listed.key[prefix.len()..].to_owned()).collect())
 }
 
 impl StoredSlot {
@@ -181,6 +201,7 @@ impl StoredSlot {
             StoredSlot::None { .. } => "none",
             StoredSlot::KeyFile { .. } => "keyfile",
             StoredSlot::Passphrase { .. } => "passphrase",
+            StoredSlot::Age { .. } => "age",
         }
     }
 
@@ -195,17 +216,24 @@ impl StoredSlot {
             StoredSlot::None { key } => unhex(key).map(Zeroizing::new),
             StoredSlot::KeyFile { sealed } => ways.iter().find_map(|way| match way {
                 Encryption::KeyFile(path) => {
-                    unseal(sealed, &wrapping_key(&read_key_file(path).ok()?))
+                    unseal(sealed, &wrapping::of_file(&wrapping::read_key_file(path).ok()?))
                 }
                 _ => None,
             }),
             StoredSlot::Passphrase { salt, memory_kib, passes, lanes, sealed } => {
                 let salt: [u8; 16] = unhex(salt)?;
-                let cost = (*memory_kib, *passes, *lanes);
+                let cost = Cost { memory_kib: *memory_kib, passes: *passes, lanes: *lanes };
                 ways.iter().find_map(|way| match way {
                     Encryption::Passphrase(words) => {
-                        unseal(sealed, &stretch(words, &salt, cost).ok()?)
+                        unseal(sealed, &wrapping::of_passphrase(words, &salt, cost).ok()?)
                     }
+                    _ => None,
+                })
+            }
+            StoredSlot::Age { sealed, .. } => {
+                let sealed = unhex_bytes(sealed)?;
+                ways.iter().find_map(|way| match way {
+                    Encryption::AgeIdentity(path) => wrapping::by_identity(path, &sealed).ok(),
                     _ => None,
                 })
             }
@@ -221,50 +249,4 @@ fn read(store: &dyn Store, key: &str) -> Result<StoredSlot, Error> {
 /// What a sealed master key is bound to: it opens in this slot only.
 fn bound(repository: RepositoryId, key: &str) -> Vec<u8> {
     [repository.as_bytes(), key.as_bytes()].concat()
-}
-
-fn wrapping_key(file: &MasterKey) -> MasterKey {
-    Zeroizing::new(blake3::derive_key("tintype 1 key file", &file[..]))
-}
-
-fn stretch(words: &str, salt: &[u8], cost: (u32, u32, u32)) -> Result<MasterKey, Error> {
-    let (memory_kib, passes, lanes) = cost;
-    let refused = |_| Error::Key("the passphrase slot has impossible parameters".to_owned());
-    if memory_kib > MAX_MEMORY_KIB || passes > MAX_PASSES || lanes > MAX_LANES {
-        return Err(refused(argon2::Error::MemoryTooMuch));
-    }
-    let params = argon2::Params::new(memory_kib, passes, lanes, Some(32)).map_err(refused)?;
-    let argon2 = argon2::Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
-    let mut key = Zeroizing::new([0; 32]);
-    argon2.hash_password_into(words.as_bytes(), salt, &mut key[..]).map_err(refused)?;
-    Ok(key)
-}
-
-/// Reads a key file, or makes it.
-fn key_file(path: &Path) -> Result<MasterKey, Error> {
-    match read_key_file(path) {
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-        result => return result,
-    }
-    let mut key = Zeroizing::new([0; 32]);
-    getrandom::fill(&mut key[..]).expect("the kernel always has random bytes");
-    let mut options = OpenOptions::new();
-    options.write(true).create_new(true).mode(0o600);
-    let mut file = options.open(path).map_err(|e| Error::io("create key file", path, e))?;
-    let text = Zeroizing::new(format!("{KEY_FILE_HEAD}{}\n", *Zeroizing::new(hex(&key[..]))));
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-    file.write_all(text.as_bytes())
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all())
-        .map_err(|error| Error::io("write key file", path, error))?;
-    Ok(key)
-}
-
-fn read_key_file(path: &Path) -> Result<MasterKey, Error> {
-    let text = fs::read_to_string(path).map_err(|e| Error::io("read key file", path, e))?;
-    let text = Zeroizing::new(text);
-    text.strip_prefix(KEY_FILE_HEAD)
-        .and_then(|rest| unhex(rest.trim_end()))
-        .map(Zeroizing::new)
-        .ok_or_else(|| Error::Key(format!("{} is not a key file", path.display())))
 }

@@ -20,7 +20,7 @@ impl Tintype {
     pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tintype"));
         command.env("TINTYPE_HOME", &self.home);
-        for name in ["REPO", "KEY_FILE", "PASSPHRASE_FILE", "PASSPHRASE"] {
+        for name in ["REPO", "KEY_FILE", "PASSPHRASE_FILE", "PASSPHRASE", "AGE_IDENTITY"] {
             command.env_remove(format!("TINTYPE_{name}"));
         }
         command.env_remove("AWS_ACCESS_KEY_ID");

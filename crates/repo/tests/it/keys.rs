@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use age::secrecy::ExposeSecret;
 use tintype_repo::{Encryption, Error, InitParams, Kind, Repository, VerifyLevel};
 
 use crate::support::{BLOCK, begin, content, draft, files, read_all, take};
@@ -80,6 +81,70 @@ fn keys_come_and_go() {
     let words = Encryption::Passphrase("correct horse".to_owned());
     assert_eq!(kind(Repository::open_with(path, &[words])), Kind::Key);
     Repository::open_with(path, &[file]).unwrap();
+}
+
+#[test]
+fn an_age_identity_opens_what_its_recipient_was_given() {
+    let (folder, repository) = sealed(Encryption::KeyFile("key".into()));
+    let record = take(&repository, &content(1, 9 * BLOCK), None);
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        Encryption::AgeIdentity(path)
+    };
+    let identity = age::x25519::Identity::generate();
+    let other = age::x25519::Identity::generate().to_string().expose_secret().to_owned();
+    let recipient = identity.to_public().to_string();
+    let right = format!("# kept offline\n{other}\n{}\n", identity.to_string().expose_secret());
+    let (right, other) = (file("right", &right), file("other", &other));
+    repository.add_key(&Encryption::AgeRecipient(recipient.clone())).unwrap();
+    let opened = Repository::open_with(repository.path(), std::slice::from_ref(&right)).unwrap();
+    assert!(opened.snapshots().unwrap().records == [record]);
+    for wrong in [other, file("empty", ""), Encryption::AgeRecipient(recipient)] {
+        assert_eq!(kind(Repository::open_with(repository.path(), &[wrong])), Kind::Key);
+    }
+    for none in [right, Encryption::AgeRecipient("age1nothing".to_owned())] {
+        assert_eq!(repository.add_key(&none).map_err(|e| e.kind()), Err(Kind::Invalid));
+    }
+    assert_eq!(repository.keys().unwrap().len(), 2);
+}
+
+#[test]
+fn two_who_remove_the_last_keys_leave_one() {
+    for _ in 0..50 {
+        let (folder, repository) = sealed(Encryption::KeyFile("key".into()));
+        let second = Encryption::KeyFile(folder.path().join("second"));
+        repository.add_key(&second).unwrap();
+        let slots = repository.keys().unwrap();
+        std::thread::scope(|scope| {
+            for slot in &slots {
+                scope.spawn(|| repository.remove_key(&slot.id));
+            }
+        });
+        let left = repository.keys().unwrap();
+        assert!(!left.is_empty());
+        if left.len() == 2 {
+            repository.remove_key(&slots[0].id).unwrap();
+        }
+        let keys = [Encryption::KeyFile(folder.path().join("key")), second];
+        Repository::open_with(repository.path(), &keys).unwrap();
+    }
+}
+
+#[test]
+fn a_removal_that_was_killed_is_finished_by_the_next() {
+    let (folder, repository) = sealed(Encryption::KeyFile("key".into()));
+    repository.add_key(&Encryption::KeyFile(folder.path().join("second"))).unwrap();
+    let slots = repository.keys().unwrap();
+    let marks = repository.path().join("removal");
+    fs::create_dir_all(&marks).unwrap();
+    fs::write(marks.join(&slots[0].id), "").unwrap();
+    assert_eq!(repository.keys().unwrap(), slots);
+    let refused = repository.remove_key(&slots[1].id).map_err(|error| error.kind());
+    assert_eq!(refused, Err(Kind::Invalid), "the other one may be gone in a moment");
+    repository.remove_key(&slots[0].id).unwrap();
+    assert_eq!(repository.keys().unwrap(), &slots[1..]);
+    assert!(files(&marks).is_empty());
 }
 
 #[test]

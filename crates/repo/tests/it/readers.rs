@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use age::secrecy::ExposeSecret;
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tintype_repo::{
@@ -82,15 +83,19 @@ fn both_readers_read_random_repositories_alike() {
 /// of snapshots.
 fn read_batch(seeds: impl Iterator<Item = u64>) -> usize {
     let folder = tempfile::tempdir().unwrap();
-    let keys = [folder.path().join("key"), folder.path().join("words")];
+    let keys = ["key", "words", "identity"].map(|name| folder.path().join(name));
     fs::write(&keys[1], "correct horse\n").unwrap();
+    let identity = age::x25519::Identity::generate();
+    fs::write(&keys[2], identity.to_string().expose_secret()).unwrap();
+    let recipient = Encryption::AgeRecipient(identity.to_public().to_string());
     let mut expected = Vec::new();
     let mut command = Command::new("python3");
     command.arg(SCRIPT).arg("--key-file").arg(&keys[0]).arg("--passphrase-file").arg(&keys[1]);
+    command.arg("--age-identity").arg(&keys[2]);
     for (number, seed) in seeds.enumerate() {
         let path = folder.path().join(format!("{seed:016x}"));
         command.arg(&path).args((number == 0).then_some("digest"));
-        expected.push((seed, fill(&path, seed, &keys[0])));
+        expected.push((seed, fill(&path, seed, &keys, &recipient)));
     }
     let output = command.output().unwrap();
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -105,17 +110,23 @@ fn read_batch(seeds: impl Iterator<Item = u64>) -> usize {
 }
 
 /// Makes a repository; returns what a reader has to find.
-fn fill(path: &Path, seed: u64, key: &Path) -> Vec<Digests> {
+fn fill(path: &Path, seed: u64, keys: &[PathBuf; 3], recipient: &Encryption) -> Vec<Digests> {
     let mut dice = Dice::new(seed);
     let words = Encryption::Passphrase("correct horse".to_owned());
-    let way = match dice.roll(12) {
+    let lost = Encryption::KeyFile(path.with_extension("lost"));
+    let mut way = match dice.roll(12) {
         0 => words,
-        1..=5 => Encryption::KeyFile(PathBuf::from(key)),
+        1 => lost.clone(),
+        2..=5 => Encryption::KeyFile(keys[0].clone()),
         _ => Encryption::None,
     };
     let mut params = InitParams::default();
     params.encryption = way.clone();
     let repository = Repository::init(path, params).unwrap();
+    if way == lost {
+        repository.add_key(recipient).unwrap();
+        way = Encryption::AgeIdentity(keys[2].clone());
+    }
     let mut scene = Scene { dice: &mut dice, repository, there: Vec::new(), deleted: Vec::new() };
     for _ in 0..2 + scene.dice.roll(9) {
         scene.step();

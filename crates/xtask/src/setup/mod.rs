@@ -61,6 +61,7 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("swtpm", Probe::Program("swtpm")),
     ("kmod", Probe::Program("depmod")),
     ("zstd", Probe::Program("zstd")),
+    ("age", Probe::Program("age-keygen")),
     ("cpio", Probe::Program("cpio")),
     ("xz-utils", Probe::Program("xz")),
     ("openssh-client", Probe::Program("ssh-keygen")),
