@@ -21,7 +21,7 @@ struct Soak {
     /// Where they are, for cargo, and what their names start with.
     package: &'static str,
     target: &'static [&'static str],
-    tests: &'static str,
+    tests: &'static [&'static str],
     /// What there is more of, and how many unless somebody asks otherwise.
     counted: &'static str,
     usual: u64,
@@ -34,16 +34,25 @@ const SOAKS: &[Soak] = &[
         about: "takes and reverts a guest again and again, on each QEMU",
         package: "tintype",
         target: &["--test", "it"],
-        tests: "oracle::a_revert_is_of_one_instant",
+        tests: &["oracle::a_revert_is_of_one_instant"],
         counted: "cycles",
         usual: 1000,
+    },
+    Soak {
+        name: "steps",
+        about: "kills, interrupts and starves takes and reverts, and QEMU, at every step",
+        package: "tintype",
+        target: &["--test", "it"],
+        tests: &["kill::", "qemu_death::", "interrupt::", "space::"],
+        counted: "moments",
+        usual: 500,
     },
     Soak {
         name: "readers",
         about: "has random repositories read by both readers",
         package: "tintype-repo",
         target: &["--test", "it"],
-        tests: "readers::",
+        tests: &["readers::"],
         counted: "repositories",
         usual: 1000,
     },
@@ -52,7 +61,7 @@ const SOAKS: &[Soak] = &[
         about: "ends the power of a simulated disk at random",
         package: "tintype-repo",
         target: &["--lib"],
-        tests: "crash_tests::random_states",
+        tests: &["crash_tests::random_states"],
         counted: "states",
         usual: 10_000_000,
     },
@@ -61,7 +70,7 @@ const SOAKS: &[Soak] = &[
         about: "kills processes that work on a repository",
         package: "tintype-repo",
         target: &["--test", "it"],
-        tests: "died::a_killed_process",
+        tests: &["died::a_killed_process"],
         counted: "kills",
         usual: 20_000,
     },
@@ -113,7 +122,10 @@ impl Soak {
         command
             .args(["test", "--locked", "--package", self.package])
             .args(self.target)
-            .args(["--", self.tests, "--nocapture", "--test-threads=1"])
+            .arg("--")
+            .args(self.tests)
+            .args(["--nocapture", "--test-threads=1"])
+            .env("TINTYPE_SOAK", "1")
             .env("TINTYPE_SOAK_COUNT", count.to_string())
             .env("TINTYPE_SOAK_SEED", seed.to_string())
             .current_dir(tintype_testkit::workspace_folder());

@@ -3,7 +3,8 @@
 
 use rustix::process::Signal;
 
-use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::scene::{REVERT, Scene, TAKE, WITHIN};
+use crate::soak::is_soak;
 use crate::subject::modes;
 
 const SIGNALS: [Signal; 3] = [Signal::INT, Signal::TERM, Signal::HUP];

@@ -3,11 +3,12 @@
 
 use std::process::Stdio;
 use std::thread::sleep;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use rustix::process::{Signal, kill_process};
 
-use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::scene::{REVERT, Scene, TAKE, WITHIN};
+use crate::soak::{is_soak, seed_of_now, wanted};
 use crate::subject::has_every_mode;
 
 /// Kills takes at steps, with nobody but the watchdog to repair.
@@ -190,10 +191,11 @@ fn of_tintype_and_qemu_at_once() {
 #[test]
 fn at_moments_of_chance() {
     let mut scene = Scene::start();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut chance = u64::from(now.subsec_nanos());
-    eprintln!("the chance starts at {chance}");
-    for round in 0..if is_soak() { 500 } else { 8 } {
+    let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(seed_of_now);
+    let kills = wanted("TINTYPE_SOAK_COUNT").unwrap_or(8);
+    eprintln!("{kills} kills, TINTYPE_SOAK_SEED={seed}");
+    let mut chance = seed;
+    for round in 0..kills {
         chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
         let wait = Duration::from_millis((chance >> 33) % 2500);
         let arguments: &[&str] =
@@ -216,4 +218,5 @@ fn at_moments_of_chance() {
         scene.must_be_traceless();
     }
     scene.must_work();
+    eprintln!("soak: {kills} kills at moments of chance, every guest as before or as it should be");
 }

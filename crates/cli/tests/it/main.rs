@@ -17,6 +17,7 @@ mod oracle;
 mod privacy;
 mod qemu_death;
 mod scene;
+mod soak;
 mod space;
 mod subject;
 mod switched_off;

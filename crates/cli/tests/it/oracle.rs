@@ -7,11 +7,10 @@
 //! `cargo xtask soak guests` runs the cycles with many more rounds: it sets
 //! `TINTYPE_SOAK_COUNT`, for each QEMU, and `TINTYPE_SOAK_SEED`.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use tintype_testkit::{Disk, Error, Format, Guest, GuestKind, Qemu};
 
 use crate::cycles::{Random, Tally, run};
+use crate::soak::{seed_of_now, wanted};
 use crate::subject::{Subject, WITHIN, is_built, modes};
 
 /// How many cycles there are on each QEMU unless somebody asks for more.
@@ -56,15 +55,6 @@ fn check(qemu: Result<Qemu, Error>) {
         eprintln!("QEMU {release}: {left} cycles left");
     }
     eprintln!("soak: QEMU {release}, seed {seed}: {tally}");
-}
-
-fn wanted(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, not {text}")))
-}
-
-fn seed_of_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into()
 }
 
 #[test]

@@ -5,7 +5,8 @@
 use rustix::process::{Signal, kill_process};
 use tintype_testkit::Qmp;
 
-use crate::scene::{REVERT, Scene, TAKE, WITHIN, is_soak};
+use crate::scene::{REVERT, Scene, TAKE, WITHIN};
+use crate::soak::is_soak;
 use crate::subject::has_every_mode;
 
 /// Kills QEMU during takes, and brings the guest back by a revert.

@@ -52,11 +52,6 @@ pub(crate) const REVERT: [&str; 12] = [
     "revert-forgotten",
 ];
 
-/// Tells whether a test is to do all that it can, and not a share that CI has time for.
-pub(crate) fn is_soak() -> bool {
-    std::env::var_os("TINTYPE_SOAK").is_some()
-}
-
 /// A guest named `web`, with a snapshot `base`.
 pub(crate) struct Scene {
     pub(crate) guest: Guest,

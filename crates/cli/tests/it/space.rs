@@ -4,7 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::scene::{Scene, is_soak};
+use crate::scene::Scene;
+use crate::soak::is_soak;
 use crate::subject::modes;
 
 /// A small file system in memory, which goes when it is dropped.
