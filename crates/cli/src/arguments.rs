@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use tintype_types::{SnapshotName, VmName};
+use tintype_types::{ByteCount, SnapshotName, VmName};
 
 /// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
 /// point in time, taken while the machine runs, put back in seconds.
@@ -31,6 +31,14 @@ pub(crate) struct Globals {
     /// A file with an age identity that opens the repository.
     #[arg(long, global = true, env = "TINTYPE_AGE_IDENTITY", value_name = "FILE")]
     pub(crate) age_identity: Option<PathBuf>,
+    /// How much of a bucket may be kept in the home, such as 10G; 0 for nothing.
+    #[arg(long, global = true, env = "TINTYPE_CACHE_SIZE", value_name = "SIZE",
+          value_parser = size, default_value = "10G")]
+    pub(crate) cache_size: ByteCount,
+    /// How much may go to and come from a bucket in a second, such as 20M.
+    #[arg(long, global = true, env = "TINTYPE_LIMIT_RATE", value_name = "SIZE",
+          value_parser = size)]
+    pub(crate) limit_rate: Option<ByteCount>,
     /// The folder of registered VMs. By default `tintype` in the XDG data folder.
     #[arg(long, global = true, env = "TINTYPE_HOME", value_name = "DIR")]
     pub(crate) home: Option<PathBuf>,
@@ -49,6 +57,22 @@ pub(crate) struct Globals {
     /// How many seconds to wait for another command on the same VM.
     #[arg(long, global = true, value_name = "SECONDS", default_value_t = 60)]
     pub(crate) wait: u64,
+}
+
+/// Reads an amount of bytes: a number, and K, M, G or T for powers of 1024.
+fn size(text: &str) -> Result<ByteCount, String> {
+    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
+    let unit = match &text[digits.len()..] {
+        "" => 1,
+        "K" => 1 << 10,
+        "M" => 1 << 20,
+        "G" => 1 << 30,
+        "T" => 1 << 40,
+        _ => return Err("one of K, M, G or T may follow the number".to_owned()),
+    };
+    let number = digits.parse::<u64>().map_err(|error| error.to_string())?;
+    let size = number.checked_mul(unit).ok_or("it is too big")?;
+    Ok(ByteCount(size))
 }
 
 /// When to use colours.

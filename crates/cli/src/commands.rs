@@ -1,5 +1,6 @@
 //! Each command: from arguments to the engine, from its answer to text.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,6 +12,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
     Cancel, Engine, EngineConfig, Error, Health, Result, S3Access, TakeParams, Way,
 };
+use tintype_types::ByteCount;
 
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
 use crate::exit::Exit;
@@ -179,7 +181,8 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     Ok(EngineConfig {
         home,
         repository,
-        s3: s3_access(),
+        s3: s3_access(globals.limit_rate),
+        cache_limit: globals.cache_size,
         keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
             .iter()
@@ -193,10 +196,11 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
 }
 
 /// Reads the variables that S3 tools read; `None` without an access key.
-fn s3_access() -> Option<S3Access> {
+fn s3_access(rate: Option<ByteCount>) -> Option<S3Access> {
     let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
     let (id, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
     let mut access = S3Access::new(&id, &secret);
+    access.bytes_per_second = rate.and_then(|rate| NonZeroU64::new(rate.get()));
     access.session_token = variable("AWS_SESSION_TOKEN").map(Into::into);
     access.endpoint = variable("AWS_ENDPOINT_URL_S3").or_else(|| variable("AWS_ENDPOINT_URL"));
     let region = variable("AWS_REGION").or_else(|| variable("AWS_DEFAULT_REGION"));

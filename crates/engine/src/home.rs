@@ -49,6 +49,11 @@ impl Home {
         self.path.join("repository")
     }
 
+    /// Returns where parts of buckets are kept. It can be deleted at any time.
+    pub(crate) fn cache_folder(&self) -> PathBuf {
+        self.path.join("cache")
+    }
+
     /// Returns the key file that opens repositories unless another key is given.
     pub(crate) fn key_file(&self) -> PathBuf {
         self.path.join("key")

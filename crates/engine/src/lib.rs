@@ -31,7 +31,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tintype_repo::{InitParams, Kind, Location, Repository, Site};
+use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
+use tintype_types::ByteCount;
 
 pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
 pub use doctor::{Finding, Health};
@@ -61,6 +62,8 @@ pub struct EngineConfig {
     pub repository: Option<PathBuf>,
     /// How to reach the S3 server of repositories in buckets.
     pub s3: Option<S3Access>,
+    /// The bytes of buckets that may be kept in the home.
+    pub cache_limit: ByteCount,
     /// What opens the repository, besides the key file in the home.
     pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.
@@ -160,7 +163,10 @@ impl Engine {
     }
 
     fn site(&self, place: &Path) -> Result<Site, tintype_repo::Error> {
-        Ok(Site { location: Location::parse(place)?, s3: self.config.s3.clone() })
+        let cache =
+            CacheParams { folder: self.home.cache_folder(), limit: self.config.cache_limit.get() };
+        let location = Location::parse(place)?;
+        Ok(Site { location, s3: self.config.s3.clone(), cache: Some(cache) })
     }
 
     fn repository_place(&self) -> PathBuf {

@@ -255,7 +255,7 @@ impl Engine {
         }
         let progress = VerifyProgress::new(self.config.observer.as_ref());
         let report = repository
-            .verify(&[target.record.id], VerifyLevel::ReadData, &progress)
+            .verify(&[target.record.id], VerifyLevel::ReadNearby, &progress)
             .map_err(Error::step("cannot verify the snapshot"))?;
         match report.damaged.first() {
             None => Ok(()),

@@ -72,7 +72,7 @@ fn image(seed: u64) -> Vec<u8> {
 
 fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
     let root = Path::new("simulated");
-    Repository::open_in(Box::new(LocalStore::on(Box::new(disk.clone()), root)), root, &[])
+    Repository::open_in(Box::new(LocalStore::on(Box::new(disk.clone()), root)), None, root, &[])
 }
 
 fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {

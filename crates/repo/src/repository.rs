@@ -15,6 +15,7 @@ use crate::gone;
 use crate::heal;
 use crate::keys::{Keys, commitment};
 use crate::listing::{self, Listing};
+use crate::nearby::Nearby;
 use crate::pointer::hex;
 use crate::reader::ImageReader;
 use crate::record::{BlobId, SnapshotRecord};
@@ -118,12 +119,12 @@ impl Repository {
     pub fn init_at(site: &Site, params: InitParams) -> Result<Self, Error> {
         let store = site.create()?;
         create_in(&*store, &params)?;
-        Self::open_in(store, &site.location.to_path(), &[params.encryption])
+        Self::open_in(store, site.nearby(), &site.location.to_path(), &[params.encryption])
     }
 
     /// Opens a repository in any place; see `open_with`.
     pub fn open_at(site: &Site, keys: &[Encryption]) -> Result<Self, Error> {
-        Self::open_in(site.open()?, &site.location.to_path(), keys)
+        Self::open_in(site.open()?, site.nearby(), &site.location.to_path(), keys)
     }
 
     /// Opens a repository that is not encrypted; see `open_with`.
@@ -135,11 +136,12 @@ impl Repository {
     /// sessions of processes that have died. If none fits, the error is of
     /// [`Kind::Key`](crate::Kind::Key).
     pub fn open_with(path: &Path, keys: &[Encryption]) -> Result<Self, Error> {
-        Self::open_in(Box::new(LocalStore::open(path)), path, keys)
+        Self::open_in(Box::new(LocalStore::open(path)), None, path, keys)
     }
 
     pub(crate) fn open_in(
         store: Box<dyn Store>,
+        nearby: Option<Nearby>,
         path: &Path,
         keys: &[Encryption],
     ) -> Result<Self, Error> {
@@ -154,7 +156,7 @@ impl Repository {
             hex(&commitment(master, config.repository, hides)) == config.key_commitment
         };
         let master = slots::open(&*store, config.repository, keys, &is_right)?;
-        let vault = Vault::new(store, Keys::derive(&master, hides), config.repository);
+        let vault = Vault::new(store, nearby, Keys::derive(&master, hides), config.repository);
         heal::end_dead_sessions(&vault)?;
         vault.store.keep_reserve();
         Ok(Self { vault: Arc::new(vault), path: path.to_owned(), master: Arc::new(master) })

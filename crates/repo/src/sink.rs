@@ -169,7 +169,7 @@ pub(crate) fn store_segments(
         if !failed() {
             let content = building.content.read().unwrap_or_else(PoisonError::into_inner);
             match vault.store.put_if_absent(&name.key(), &content.0) {
-                Ok(Put::Created) => {}
+                Ok(Put::Created) => vault.keep(name, &content.0),
                 Ok(Put::Existed) => {
                     fail(Error::damaged(name.key(), None, "another session took its place"));
                 }

@@ -7,6 +7,7 @@
 
 use crate::Error;
 use crate::location::{Location, S3Access};
+use crate::nearby::{CacheParams, Nearby};
 use crate::store::{
     Bucket, Budget, LocalStore, Pulse, Retry, Shared, Store, Throttle, Verdict, probe,
 };
@@ -18,6 +19,8 @@ pub struct Site {
     pub location: Location,
     /// How to reach its S3 server, if it is a bucket.
     pub s3: Option<S3Access>,
+    /// Where parts of the segments of a bucket are kept.
+    pub cache: Option<CacheParams>,
 }
 
 impl Site {
@@ -27,6 +30,12 @@ impl Site {
             Location::Folder(folder) => Ok(Box::new(LocalStore::open(folder))),
             Location::Bucket(_) => self.bucket(),
         }
+    }
+
+    /// Returns what keeps parts of segments on this machine. A folder needs none.
+    pub(crate) fn nearby(&self) -> Option<Nearby> {
+        let params = self.cache.as_ref().filter(|params| params.limit > 0)?;
+        matches!(self.location, Location::Bucket(_)).then(|| Nearby::new(params.clone()))
     }
 
     /// Takes a place that holds nothing but the leftovers of an interrupted

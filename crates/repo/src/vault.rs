@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::frame::{self, FrameHeader, FrameKind, HEADER_LEN};
 use crate::index::Index;
 use crate::keys::Keys;
+use crate::nearby::Nearby;
 use crate::node::Node;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
 use crate::seal::frame_nonce;
@@ -41,6 +42,7 @@ pub(crate) struct Vault {
     pub keys: Keys,
     pub id: RepositoryId,
     pub index: Index,
+    nearby: Option<Nearby>,
     building: RwLock<HashMap<SegmentName, Arc<Building>>>,
     frames: Cache<FramePointer, Vec<u8>>,
     nodes: Cache<NodePointer, Node>,
@@ -48,12 +50,18 @@ pub(crate) struct Vault {
 }
 
 impl Vault {
-    pub(crate) fn new(store: Box<dyn Store>, keys: Keys, id: RepositoryId) -> Self {
+    pub(crate) fn new(
+        store: Box<dyn Store>,
+        nearby: Option<Nearby>,
+        keys: Keys,
+        id: RepositoryId,
+    ) -> Self {
         Self {
             store,
             keys,
             id,
             index: Index::default(),
+            nearby,
             building: RwLock::default(),
             frames: Cache::new(FRAME_CACHE),
             nodes: Cache::new(NODE_CACHE),
@@ -69,6 +77,13 @@ impl Vault {
     /// Forgets a segment under construction: it is stored, or given up.
     pub(crate) fn unregister(&self, name: SegmentName) {
         self.building.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
+    }
+
+    /// Keeps a segment that was stored on this machine too, if it is far away.
+    pub(crate) fn keep(&self, name: SegmentName, content: &[u8]) {
+        if let Some(nearby) = &self.nearby {
+            nearby.keep(&name.key(), content);
+        }
     }
 
     fn building(&self, name: SegmentName) -> Option<Arc<Building>> {
@@ -87,32 +102,76 @@ impl Vault {
 
     /// Like `frame`, without keeping the frame: for reading in sequence.
     pub(crate) fn read_frame(&self, pointer: &FramePointer) -> Result<Vec<u8>, Error> {
-        let stored = self.stored(&pointer.place)?;
         let blocks = usize::from(pointer.blocks);
-        self.decode_frame(pointer.place.segment, &stored, pointer.place.number, FrameKind::Blocks)
-            .and_then(|raw| {
-                if raw.len() != blocks * BLOCK_SIZE {
-                    return Err(Malformed("a frame has the wrong number of blocks"));
-                }
-                if self.keys.frame_id(&self.keys.ids_of(&raw)) != pointer.id {
-                    return Err(Malformed("the content of a frame is not what was written"));
-                }
-                Ok(raw)
-            })
-            .map_err(|malformed| damaged(&pointer.place, malformed))
+        self.proved(&pointer.place, FrameKind::Blocks, |raw| {
+            if raw.len() != blocks * BLOCK_SIZE {
+                return Err(Malformed("a frame has the wrong number of blocks"));
+            }
+            if self.keys.frame_id(&self.keys.ids_of(raw)) != pointer.id {
+                return Err(Malformed("the content of a frame is not what was written"));
+            }
+            Ok(())
+        })
     }
 
     /// Returns the verified bytes of a node or blob chunk.
     pub(crate) fn bytes(&self, pointer: &NodePointer, kind: FrameKind) -> Result<Vec<u8>, Error> {
-        let stored = self.stored(&pointer.place)?;
-        self.decode_frame(pointer.place.segment, &stored, pointer.place.number, kind)
-            .and_then(|raw| {
-                if self.keys.node_id(kind as u8, &raw) != pointer.id {
-                    return Err(Malformed("the content of a frame is not what was written"));
-                }
-                Ok(raw)
-            })
-            .map_err(|malformed| damaged(&pointer.place, malformed))
+        self.proved(&pointer.place, kind, |raw| {
+            if self.keys.node_id(kind as u8, raw) != pointer.id {
+                return Err(Malformed("the content of a frame is not what was written"));
+            }
+            Ok(())
+        })
+    }
+
+    /// Returns the decoded bytes of a frame that stand a proof.
+    fn proved(
+        &self,
+        place: &Place,
+        kind: FrameKind,
+        proof: impl Fn(&[u8]) -> Result<(), Malformed>,
+    ) -> Result<Vec<u8>, Error> {
+        let read = || {
+            let stored = self.stored(place)?;
+            let decoded = self.decode_frame(place.segment, &stored, place.number, kind);
+            Ok(decoded.and_then(|raw| proof(&raw).map(|()| raw)))
+        };
+        let proved = match read()? {
+            // What is kept on this machine may be what is wrong.
+            Err(_) if self.forget(place.segment, index(place.offset), index(place.len)) => read()?,
+            read => read,
+        };
+        proved.map_err(|malformed| damaged(place, malformed))
+    }
+
+    /// Forgets what is kept of a range of a segment on this machine; whether
+    /// anything was.
+    pub(crate) fn forget(&self, name: SegmentName, offset: usize, len: usize) -> bool {
+        self.nearby.as_ref().is_some_and(|nearby| nearby.forget(&name.key(), offset, len))
+    }
+
+    /// Returns a range of a segment, unverified, from this machine if it is there.
+    pub(crate) fn range_nearby(
+        &self,
+        name: SegmentName,
+        offset: usize,
+        len: usize,
+    ) -> Result<Vec<u8>, Error> {
+        match &self.nearby {
+            Some(nearby) => nearby.get_range(&*self.store, &name.key(), offset, len),
+            None => self.range(name, offset, len),
+        }
+    }
+
+    /// Returns a range of a segment, unverified, from the store.
+    pub(crate) fn range(
+        &self,
+        name: SegmentName,
+        offset: usize,
+        len: usize,
+    ) -> Result<Vec<u8>, Error> {
+        let offset = u64::try_from(offset).expect("a usize fits in 64 bits");
+        self.store.get_range(&name.key(), offset, len)
     }
 
     /// Returns a verified node of an image map.
@@ -209,7 +268,7 @@ impl Vault {
                 damaged(place, Malformed("a pointer leads out of a segment in memory"))
             });
         }
-        match self.store.get_range(&place.segment.key(), u64::from(place.offset), len) {
+        match self.range_nearby(place.segment, offset, len) {
             Err(Error::NotFound(object)) => Err(Error::damaged(object, None, "it is missing")),
             result => result,
         }

@@ -32,6 +32,9 @@ pub enum VerifyLevel {
     Quick,
     /// Every byte.
     ReadData,
+    /// Every byte, from this machine as far as it is kept there: what a restore
+    /// reads right after.
+    ReadNearby,
 }
 
 /// Is told how far a long operation has come.
@@ -268,8 +271,9 @@ impl Check<'_> {
             let Some(table) = self.segments[&name].table.clone() else { continue };
             let frames = u64::try_from(table.entries().len()).expect("a usize fits in 64 bits");
             self.report.frames += frames;
-            if level == VerifyLevel::ReadData {
-                self.read_segment(name, &table)?;
+            if level != VerifyLevel::Quick {
+                let damaged = self.read_segment(name, &table, level)?;
+                self.report.damaged.extend(damaged);
                 done += size_of(&table);
                 self.report.read_bytes = ByteCount(done);
                 progress.advance(ByteCount(done), ByteCount(sizes));
@@ -287,37 +291,25 @@ impl Check<'_> {
         Ok(())
     }
 
-    /// Decodes and hashes every frame of a segment.
-    fn read_segment(&mut self, name: SegmentName, table: &Table) -> Result<(), Error> {
+    /// Returns the damage of a segment's frames.
+    fn read_segment(
+        &self,
+        name: SegmentName,
+        table: &Table,
+        level: VerifyLevel,
+    ) -> Result<Vec<Damage>, Error> {
         let start = crate::segment::HEADER_LEN;
         let len = usize::try_from(size_of_frames(table)).expect("a segment has at most 16 MiB");
-        let offset = u64::try_from(start).expect("a usize fits in 64 bits");
-        let bytes = match self.vault.store.get_range(&name.key(), offset, len) {
-            Ok(bytes) => bytes,
-            Err(Error::Damaged(damage)) => {
-                self.report.damaged.push(damage);
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
-        for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
-            let at = index(entry.offset) - start;
-            let stored = &bytes[at..at + HEADER_LEN + index(entry.stored)];
-            let decoded = self.vault.decode_frame(name, stored, number, entry.kind);
-            let good = decoded.and_then(|raw| {
-                let keys = &self.vault.keys;
-                let right = match Table::node_id(entry) {
-                    Some(id) => keys.node_id(entry.kind as u8, &raw) == id,
-                    None => keys.ids_of(&raw) == table.block_ids(entry),
-                };
-                right.then_some(()).ok_or(Malformed("the content is not what was written"))
-            });
-            if let Err(Malformed(reason)) = good {
-                let damage = Damage::new(name.key(), Some(u64::from(entry.offset)), reason);
-                self.report.damaged.push(damage);
+        if level == VerifyLevel::ReadNearby {
+            let damaged = check_frames(self.vault, name, table, || {
+                self.vault.range_nearby(name, start, len)
+            })?;
+            // What is kept on this machine may be what is wrong.
+            if damaged.is_empty() || !self.vault.forget(name, start, len) {
+                return Ok(damaged);
             }
         }
-        Ok(())
+        check_frames(self.vault, name, table, || self.vault.range(name, start, len))
     }
 
     fn damage(&mut self, error: Error, snapshot: SnapshotId) -> Result<(), Error> {
@@ -343,6 +335,37 @@ impl Check<'_> {
         damage.snapshots = vec![snapshot];
         self.report.damaged.push(damage);
     }
+}
+
+/// Decodes and hashes every frame of a segment; returns the damage.
+fn check_frames(
+    vault: &Vault,
+    name: SegmentName,
+    table: &Table,
+    read: impl FnOnce() -> Result<Vec<u8>, Error>,
+) -> Result<Vec<Damage>, Error> {
+    let bytes = match read() {
+        Ok(bytes) => bytes,
+        Err(Error::Damaged(damage)) => return Ok(vec![damage]),
+        Err(error) => return Err(error),
+    };
+    let mut damaged = Vec::new();
+    for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
+        let at = index(entry.offset) - crate::segment::HEADER_LEN;
+        let stored = &bytes[at..at + HEADER_LEN + index(entry.stored)];
+        let decoded = vault.decode_frame(name, stored, number, entry.kind);
+        let good = decoded.and_then(|raw| {
+            let right = match Table::node_id(entry) {
+                Some(id) => vault.keys.node_id(entry.kind as u8, &raw) == id,
+                None => vault.keys.ids_of(&raw) == table.block_ids(entry),
+            };
+            right.then_some(()).ok_or(Malformed("the content is not what was written"))
+        });
+        if let Err(Malformed(reason)) = good {
+            damaged.push(Damage::new(name.key(), Some(u64::from(entry.offset)), reason));
+        }
+    }
+    Ok(damaged)
 }
 
 fn size_of_frames(table: &Table) -> u64 {

@@ -28,12 +28,29 @@ fn a_vm_is_kept_and_put_back() {
         command.env("AWS_ENDPOINT_URL", server.endpoint()).env("TINTYPE_REPO", &repository);
         command.args(arguments).output().unwrap()
     };
+    let cached = || -> usize {
+        let folders = std::fs::read_dir(vm.path("home/cache")).into_iter().flatten();
+        let files = folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
+        files.flatten().map(|file| file.unwrap().metadata().unwrap().len() as usize).sum()
+    };
     failed(&run(&["log"]), 1);
     failed(&run(&["init"]), 0);
     failed(&run(&["init"]), 1);
     vm.write(1);
     failed(&run(&["take", "web", "--name", "one"]), 0);
     vm.write(2);
+    assert!(cached() > 0, "what was taken is kept here too");
+    std::fs::remove_dir_all(vm.path("home/cache")).unwrap();
+    failed(&run(&["revert", "web", "one", "--cache-size", "0"]), 0);
+    assert_eq!(cached(), 0);
+    vm.must_be(1);
+    vm.write(2);
+    failed(&run(&["revert", "web", "one", "--limit-rate", "100M", "--no-safety"]), 0);
+    assert!(cached() > 0, "what was put back is kept here");
+    vm.must_be(1);
+    vm.write(2);
+    failed(&run(&["take", "web", "--name", "two"]), 0);
+    failed(&run(&["revert", "web", "one", "--cache-size", "nothing"]), 2);
     failed(&run(&["revert", "web", "one"]), 0);
     vm.must_be(1);
     failed(&run(&["revert", "web", "safety1"]), 0);

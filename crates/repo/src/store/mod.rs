@@ -32,6 +32,8 @@ use crate::Error;
 
 pub(crate) use bucket::Bucket;
 pub(crate) use local::LocalStore;
+#[cfg(test)]
+pub(crate) use memory::Memory;
 pub(crate) use probe::{Verdict, probe};
 pub(crate) use retry::{Budget, Retry};
 pub(crate) use shared::{Pulse, Shared};

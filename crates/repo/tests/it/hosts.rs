@@ -40,7 +40,7 @@ fn site(endpoint: &str, bucket: &str) -> Site {
     access.beat = Duration::from_millis(200);
     access.patience = Duration::from_secs(3);
     let location = Location::parse(Path::new(&format!("{bucket}/vms"))).unwrap();
-    Site { location, s3: Some(access) }
+    Site { location, s3: Some(access), cache: None }
 }
 
 fn image(seed: u64) -> Vec<u8> {
