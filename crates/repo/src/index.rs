@@ -22,7 +22,6 @@ use crate::epoch::Segments;
 use crate::frame::{FrameKind, HEADER_LEN};
 use crate::listing;
 use crate::pointer::{FrameId, FramePointer, Place, SegmentName};
-use crate::record::{Outcome, outcome_key};
 use crate::segment::{Table, index, index32};
 use crate::vault::Vault;
 use crate::wire::{Fields, Malformed};
@@ -98,28 +97,31 @@ impl Index {
     /// Reads the hooks of sessions that were committed since the last call.
     pub(crate) fn refresh(&self, vault: &Vault) -> Result<(), Error> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        for listed in vault.store.list("idx/")? {
-            let Ok(session) = listed.key["idx/".len()..].parse::<SnapshotId>() else { continue };
-            if loaded.contains(&session) {
-                continue;
-            }
-            // Hooks of a session that may yet be given up are not followed.
-            match listing::read(vault, &outcome_key(session)) {
-                Ok(Outcome::Committed(_)) => {}
-                Ok(Outcome::Aborted) | Err(Error::NotFound(_) | Error::Damaged(_)) => continue,
-                Err(error) => return Err(error),
-            }
+        let listed = vault.store.list("idx/")?.into_iter();
+        let sessions = listed.filter_map(|listed| listed.key["idx/".len()..].parse().ok());
+        let mut sessions: Vec<SnapshotId> = sessions.filter(|id| !loaded.contains(id)).collect();
+        if sessions.is_empty() {
+            return Ok(());
+        }
+        // Hooks of a session that may yet be given up are not followed.
+        let committed = listing::committed(vault)?;
+        sessions.retain(|session| committed.contains(session));
+        let read = vault.at_once(&sessions, |session| {
+            vault.unchanging(&key(*session), MAX, |bytes| {
+                decode(bytes)
+                    .map_err(|Malformed(reason)| Error::damaged(key(*session), None, reason))
+            })
+        });
+        for (session, hooks) in sessions.into_iter().zip(read) {
             loaded.insert(session);
-            let hooks = vault.store.get(&listed.key, MAX).map(|bytes| decode(&bytes));
             match hooks {
-                Ok(Ok(hooks)) => {
+                Ok(hooks) => {
                     let mut known = self.hooks.write().unwrap_or_else(PoisonError::into_inner);
                     let name = |number| SegmentName { session, number };
                     known.extend(hooks.into_iter().map(|(hook, number)| (hook, name(number))));
                 }
                 // A lost index costs space and nothing else.
-                Ok(Err(Malformed(reason))) => tracing::warn!(key = listed.key, reason),
-                Err(error) => tracing::warn!(key = listed.key, %error),
+                Err(error) => tracing::warn!(key = key(session), %error),
             }
         }
         Ok(())

@@ -1,8 +1,9 @@
-//! Parts of segments that are kept on this machine, so that a bucket is asked
-//! for them once. Anything here can be deleted at any time.
+//! Parts of segments, and outcomes, that are kept on this machine, so that a
+//! bucket is asked for them once. Anything here can be deleted at any time.
 //!
 //! ```text
 //! FOLDER/<xx>/<session>-<number>.<part>   check (32 bytes), then the part
+//! FOLDER/objects/outcome-<session>        check, then the outcome
 //! ```
 //!
 //! A part is 1 MiB of a segment; the last one may be shorter. The check is a
@@ -86,6 +87,16 @@ impl Nearby {
         Ok(range)
     }
 
+    /// Returns a whole object that was kept, if it is here.
+    pub(crate) fn object(&self, key: &str) -> Option<Vec<u8>> {
+        read(&self.object_file(key))
+    }
+
+    /// Keeps a small object that never changes, once it was found to be right.
+    pub(crate) fn keep_object(&self, key: &str, bytes: &[u8]) {
+        self.keep_part(&self.object_file(key), bytes);
+    }
+
     /// Keeps a segment that was just stored.
     pub(crate) fn keep(&self, key: &str, segment: &[u8]) {
         for (number, bytes) in segment.chunks(PART).enumerate() {
@@ -140,6 +151,10 @@ impl Nearby {
     fn file(&self, key: &str, number: usize) -> PathBuf {
         let name = key.strip_prefix("seg/").unwrap_or(key);
         self.params.folder.join(format!("{name}.{number}"))
+    }
+
+    fn object_file(&self, key: &str) -> PathBuf {
+        self.params.folder.join("objects").join(key.replace('/', "-"))
     }
 
     fn keep_part(&self, file: &Path, bytes: &[u8]) {
@@ -234,7 +249,9 @@ mod tests {
 
     use crate::repository::create_in;
     use crate::store::{Memory, Objects, Pulse, Shared};
-    use crate::{InitParams, Repository, SessionParams, SnapshotDraft, VerifyLevel};
+    use crate::{
+        InitParams, Repository, SessionParams, SnapshotDraft, SnapshotRecord, VerifyLevel,
+    };
 
     const KEY: &str = "seg/3f/3f00-00000001";
     const PULSE: Pulse =
@@ -305,47 +322,89 @@ mod tests {
         scene.must_read(0, 4096);
     }
 
-    #[test]
-    fn what_came_wrong_is_fetched_again_by_who_finds_out() {
-        let folder = tempfile::tempdir().unwrap();
-        let params = CacheParams { folder: folder.path().to_owned(), limit: 1 << 30 };
-        let memory = Memory::default();
-        let store = || Box::new(Shared::new(memory.clone(), PULSE));
-        let open = || {
-            let nearby = Some(Nearby::new(params.clone()));
-            Repository::open_in(store(), nearby, Path::new("s3://memory"), &[]).unwrap()
-        };
-        create_in(&*store(), &InitParams::default()).unwrap();
-        let content = vec![7; 50_000];
-        let session = open().begin(SessionParams::default()).unwrap();
-        let blob = session.blob(&content).unwrap();
-        session
-            .commit(SnapshotDraft {
+    /// A repository far away, with a snapshot that has a blob.
+    struct Far {
+        folder: tempfile::TempDir,
+        memory: Memory,
+        content: Vec<u8>,
+        record: SnapshotRecord,
+    }
+
+    impl Far {
+        fn new() -> Self {
+            let (folder, memory) = (tempfile::tempdir().unwrap(), Memory::default());
+            create_in(&Shared::new(memory.clone(), PULSE), &InitParams::default()).unwrap();
+            let content = vec![7; 50_000];
+            let repository = open(folder.path(), &memory);
+            let session = repository.begin(SessionParams::default()).unwrap();
+            let blob = session.blob(&content).unwrap();
+            let draft = SnapshotDraft {
                 vm: VmId::from_bytes([1; 16]),
                 vm_name: VmName::new("web").unwrap(),
                 name: SnapshotName::new("one").unwrap(),
                 parent: None,
                 created: jiff::Timestamp::UNIX_EPOCH,
                 images: Vec::new(),
-                blobs: vec![("state".to_owned(), blob.clone())],
+                blobs: vec![("state".to_owned(), blob)],
                 details: serde_json::Value::Null,
-            })
-            .unwrap();
-        let spoil = || {
-            let folders = fs::read_dir(folder.path()).unwrap();
+            };
+            let record = session.commit(draft).unwrap();
+            Self { folder, memory, content, record }
+        }
+
+        /// Opens it as a new process does.
+        fn open(&self) -> Repository {
+            open(self.folder.path(), &self.memory)
+        }
+
+        fn must_read(&self) {
+            let blob = &self.record.blobs[0].1;
+            assert!(self.open().read_blob(blob).unwrap() == self.content);
+        }
+
+        /// Makes all that is kept wrong, with checks that are right.
+        fn spoil(&self) {
+            let folders = fs::read_dir(self.folder.path()).unwrap();
             let files = folders.flat_map(|folder| fs::read_dir(folder.unwrap().path()).unwrap());
             let spoiled = files.map(|file| {
                 let file = file.unwrap().path();
                 write(&file, &vec![0x55; read(&file).unwrap().len()]).unwrap();
             });
             assert!(spoiled.count() > 0);
-        };
-        spoil();
-        assert!(open().read_blob(&blob).unwrap() == content);
-        spoil();
-        let report = open().verify(&[], VerifyLevel::ReadNearby, &()).unwrap();
+        }
+    }
+
+    fn open(folder: &Path, memory: &Memory) -> Repository {
+        let params = CacheParams { folder: folder.to_owned(), limit: 1 << 30 };
+        let store = Box::new(Shared::new(memory.clone(), PULSE));
+        let nearby = Some(Nearby::new(params));
+        Repository::open_in(store, nearby, Path::new("s3://memory"), &[]).unwrap()
+    }
+
+    #[test]
+    fn what_came_wrong_is_fetched_again_by_who_finds_out() {
+        let far = Far::new();
+        far.must_read();
+        far.spoil();
+        far.must_read();
+        far.spoil();
+        let report = far.open().verify(&[], VerifyLevel::ReadNearby, &()).unwrap();
         assert_eq!(report.damaged, []);
-        assert!(open().read_blob(&blob).unwrap() == content);
+        far.must_read();
+    }
+
+    #[test]
+    fn a_record_is_fetched_once_and_as_long_as_it_is_listed() {
+        let far = Far::new();
+        let key = format!("outcome/{}", far.record.id);
+        let list = || far.open().snapshots().unwrap();
+        assert_eq!(list().records, std::slice::from_ref(&far.record));
+        far.memory.delete(&key).unwrap();
+        assert_eq!(list().records, []);
+        far.memory.put_if_absent(&key, b"not asked for").unwrap();
+        assert_eq!(list().records, std::slice::from_ref(&far.record));
+        far.spoil();
+        assert_eq!(list().damaged.len(), 1, "what is wrong here is fetched again");
     }
 
     #[test]

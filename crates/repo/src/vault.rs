@@ -6,8 +6,9 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread;
 
-use tintype_types::{BLOCK_SIZE, RepositoryId};
+use tintype_types::{BLOCK_SIZE, RepositoryId, SnapshotId};
 
 use crate::Error;
 use crate::cache::Cache;
@@ -17,6 +18,7 @@ use crate::keys::Keys;
 use crate::nearby::Nearby;
 use crate::node::Node;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
+use crate::record::SnapshotRecord;
 use crate::seal::frame_nonce;
 use crate::segment::{self, Table, Trailer, index};
 use crate::store::Store;
@@ -28,6 +30,11 @@ const FRAME_CACHE: usize = 32 << 20;
 const NODE_CACHE: usize = 48 << 20;
 /// Frame tables kept in memory, in bytes.
 const TABLE_CACHE: usize = 48 << 20;
+
+/// Records of snapshots kept in memory, in bytes.
+const RECORD_CACHE: usize = 32 << 20;
+/// Requests that go to a store that is far away at the same time.
+const REQUESTS: usize = 16;
 
 /// A segment that is not stored yet.
 #[derive(Debug, Default)]
@@ -43,6 +50,9 @@ pub(crate) struct Vault {
     pub id: RepositoryId,
     pub index: Index,
     nearby: Option<Nearby>,
+    /// Records of snapshots, which are known to be there only as long as they
+    /// are listed.
+    pub records: Cache<SnapshotId, SnapshotRecord>,
     building: RwLock<HashMap<SegmentName, Arc<Building>>>,
     frames: Cache<FramePointer, Vec<u8>>,
     nodes: Cache<NodePointer, Node>,
@@ -62,6 +72,7 @@ impl Vault {
             id,
             index: Index::default(),
             nearby,
+            records: Cache::new(RECORD_CACHE),
             building: RwLock::default(),
             frames: Cache::new(FRAME_CACHE),
             nodes: Cache::new(NODE_CACHE),
@@ -77,6 +88,46 @@ impl Vault {
     /// Forgets a segment under construction: it is stored, or given up.
     pub(crate) fn unregister(&self, name: SegmentName) {
         self.building.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
+    }
+
+    /// Does the same for each, in their order; several at the same time if the
+    /// store is far away.
+    pub(crate) fn at_once<T: Sync, R: Send>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T) -> R + Sync,
+    ) -> Vec<R> {
+        let requests = if self.nearby.is_some() { REQUESTS } else { 1 };
+        let share = items.len().div_ceil(requests).max(1);
+        if share >= items.len() {
+            return items.iter().map(work).collect();
+        }
+        let work = |share: &[T]| share.iter().map(&work).collect::<Vec<_>>();
+        thread::scope(|scope| {
+            let shares = items.chunks(share).map(|share| scope.spawn(|| work(share)));
+            let shares: Vec<_> = shares.collect();
+            shares.into_iter().flat_map(|share| share.join().expect("work never panics")).collect()
+        })
+    }
+
+    /// Returns what is read from a small object that never changes, from this
+    /// machine if it is right there.
+    pub(crate) fn unchanging<T>(
+        &self,
+        key: &str,
+        max: u64,
+        read: impl Fn(&[u8]) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let nearby = self.nearby.as_ref();
+        if let Some(here) = nearby.and_then(|nearby| read(&nearby.object(key)?).ok()) {
+            return Ok(here);
+        }
+        let bytes = self.store.get(key, max)?;
+        let value = read(&bytes)?;
+        if let Some(nearby) = nearby {
+            nearby.keep_object(key, &bytes);
+        }
+        Ok(value)
     }
 
     /// Keeps a segment that was stored on this machine too, if it is far away.
