@@ -41,7 +41,7 @@ IV = (0x6A09E667, 0xBB67AE85, 0x3C6EF372, 0xA54FF53A,
 PERMUTATION = (2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8)
 CHUNK_START, CHUNK_END, PARENT, ROOT = 1, 2, 4, 8
 KEYED_HASH, DERIVE_CONTEXT, DERIVE_MATERIAL = 16, 32, 64
-MASK = 0xFFFFFFFF
+MASK, MASK64 = 0xFFFFFFFF, 0xFFFFFFFFFFFFFFFF
 
 
 def compress(value, words, counter, length, flags):
@@ -165,6 +165,9 @@ class Repository:
         else:
             check(False, "no key opens the repository")
         self.block_key = self.derive("tintype 1 block id")
+        sums = self.derive("tintype 1 block sums")
+        self.sum_keys = struct.unpack("<516Q", b"".join(
+            blake3(struct.pack("<I", number), key=sums) for number in range(129)))
         self.frame_key = self.derive("tintype 1 frame id")
         self.node_key = self.derive("tintype 1 node id")
         self.record_key = self.derive("tintype 1 record tag")
@@ -273,10 +276,19 @@ class Repository:
         check(blake3(bytes([kind]) + data, key=self.node_key) == node_id, "a node is damaged")
         return data
 
+    def block_id(self, block):
+        words, keys, sums = struct.unpack("<512Q", block), self.sum_keys, b""
+        for moved in (0, 2):
+            total = sum((words[i] + keys[i + moved] & MASK64)
+                        * (words[i + 1] + keys[i + 1 + moved] & MASK64)
+                        for i in range(0, 512, 2))
+            sums += (total & (1 << 128) - 1).to_bytes(16, "little")
+        return blake3(sums, key=self.block_key)[:16]
+
     @functools.lru_cache(maxsize=256)
     def blocks(self, place, frame_id):
         data = self.frame(place, 1)
-        ids = b"".join(blake3(data[at:at + BLOCK], key=self.block_key)[:20]
+        ids = b"".join(self.block_id(data[at:at + BLOCK])
                        for at in range(0, len(data), BLOCK))
         check(blake3(ids, key=self.frame_key)[:20] == frame_id, "a frame is damaged")
         return data

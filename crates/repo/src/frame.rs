@@ -27,11 +27,14 @@ use crate::wire::{Fields, Malformed};
 /// The length of a frame's header.
 pub(crate) const HEADER_LEN: usize = 24;
 /// The most blocks of a frame.
-pub(crate) const MAX_BLOCKS: usize = 16;
+pub(crate) const MAX_BLOCKS: usize = 32;
 /// The most decoded bytes of a frame of any kind.
 pub(crate) const MAX_RAW: usize = 1 << 20;
 
 const MAGIC: [u8; 4] = *b"TFRM";
+/// The level of zstd. Of a guest's memory and disk, in frames of 128 KiB, level 1
+/// keeps 3 % more in 7 % less time; level 3 keeps 2 % less in a third more.
+const LEVEL: i32 = 2;
 
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,7 +151,7 @@ impl Encoder {
     /// Makes an encoder for one thread.
     pub(crate) fn new() -> Self {
         Self {
-            compressor: Compressor::new(1).expect("zstd has a level 1"),
+            compressor: Compressor::new(LEVEL).expect("zstd has this level"),
             decompressor: Decompressor::new().expect("zstd needs no more than memory"),
             packed: vec![0; zstd::zstd_safe::compress_bound(MAX_BLOCKS * BLOCK_SIZE)],
             proof: Vec::new(),

@@ -154,7 +154,7 @@ impl Forge {
     /// Stores a leaf that has all its blocks in one frame of one block.
     fn leaf(&mut self, blocks_claimed: u8) -> NodePointer {
         let block = [7; 4096];
-        let id = self.repository.vault.keys.block_ids(&[&block]);
+        let id = [self.repository.vault.keys.block_id(&block)];
         let place = self.frame(Codec::Raw, &block, 4096, Identity::Blocks(&id));
         let id = self.repository.vault.keys.frame_id(&id);
         let frame = FramePointer { place, blocks: blocks_claimed, id };

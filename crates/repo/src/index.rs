@@ -1,28 +1,24 @@
-//! The deduplication index: where frames with the same content may be.
+//! The deduplication index: where blocks with the same content may be.
 //!
-//! It is advisory. One frame id in 16 is a hook; each session leaves the hooks
-//! of its frames in `idx/<session>`. A writer that meets a hook reads the table
-//! of the segment, which finds the frames around it too. A miss costs space;
-//! a hit counts only after the stored frame was read and is the same.
+//! It is advisory. One block id in 256 is a hook; each session leaves the hooks
+//! of its blocks in `idx/<session>`. A writer that meets a hook reads the table
+//! of the segment, which finds the blocks around it too, see `join`.
 //!
 //! ```text
 //! idx/<session>   "TINTYIDX", version u32 = 1, count u32, then per hook the
-//!                 first 8 bytes of the frame id and the segment's number u32,
+//!                 first 8 bytes of the block id and the segment's number u32,
 //!                 ascending; then the BLAKE3 (no key) of all before
 //! ```
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use tintype_types::SnapshotId;
 
 use crate::Error;
-use crate::cache::Cache;
-use crate::epoch::Segments;
-use crate::frame::{FrameKind, HEADER_LEN};
 use crate::listing;
-use crate::pointer::{FrameId, FramePointer, Place, SegmentName};
-use crate::segment::{Table, index, index32};
+use crate::pointer::{BlockId, SegmentName};
+use crate::segment::index32;
 use crate::vault::Vault;
 use crate::wire::{Fields, Malformed};
 
@@ -33,8 +29,6 @@ const VERSION: u32 = 1;
 const MAX_HOOKS: usize = 4 << 20;
 /// The most bytes of a session's hooks.
 const MAX: u64 = 64 << 20;
-/// Frames near a hook that are remembered, in bytes.
-const NEARBY: usize = 24 << 20;
 
 /// The hooks of a repository that this process knows.
 #[derive(Debug, Default)]
@@ -43,13 +37,13 @@ pub(crate) struct Index {
     loaded: Mutex<HashSet<SnapshotId>>,
 }
 
-/// The hooks of one session's own frames.
+/// The hooks of one session's own blocks.
 pub(crate) type Hooks = Vec<([u8; 8], u32)>;
 
-/// Returns the hook of a frame id, if it is one.
-pub(crate) fn hook(id: &FrameId) -> Option<[u8; 8]> {
+/// Returns the hook of a block id, if it is one.
+pub(crate) fn hook(id: &BlockId) -> Option<[u8; 8]> {
     let [first, ..] = id.0;
-    (first & 0xf == 0).then(|| *id.0.first_chunk().expect("an id has 20 bytes"))
+    (first == 0).then(|| *id.0.first_chunk().expect("an id has 20 bytes"))
 }
 
 /// Returns the object key of a session's hooks.
@@ -127,76 +121,8 @@ impl Index {
         Ok(())
     }
 
-    fn segment(&self, hook: &[u8; 8]) -> Option<SegmentName> {
-        self.hooks.read().unwrap_or_else(PoisonError::into_inner).get(hook).copied()
-    }
-}
-
-/// What one session looks up.
-#[derive(Debug)]
-pub(crate) struct Lookup {
-    /// What was stored when the session began and may be referred to.
-    usable: Segments,
-    /// Frames of segments that a hook led to.
-    nearby: Cache<FrameId, FramePointer>,
-    tried: Mutex<HashSet<SegmentName>>,
-}
-
-impl Lookup {
-    /// Prepares look-ups for a session. Its slot must have been put.
-    pub(crate) fn begin(vault: &Vault, forbidden: &Segments) -> Result<Self, Error> {
-        vault.index.refresh(vault)?;
-        let listed = vault.store.list("seg/")?;
-        let usable = listed
-            .iter()
-            .filter_map(|listed| SegmentName::from_key(&listed.key))
-            .filter(|name| !forbidden.contains(name))
-            .collect();
-        Ok(Self { usable, nearby: Cache::new(NEARBY), tried: Mutex::default() })
-    }
-
-    /// Finds a stored frame with this id whose content is good.
-    pub(crate) fn find(&self, vault: &Vault, id: &FrameId) -> Option<FramePointer> {
-        if let Some(pointer) = self.nearby.get(id) {
-            return self.prove(vault, &pointer);
-        }
-        let segment = vault.index.segment(&hook(id)?)?;
-        let is_new = self.tried.lock().unwrap_or_else(PoisonError::into_inner).insert(segment);
-        if !is_new || !self.usable.contains(&segment) {
-            return None;
-        }
-        // Past the cache: what counts is what is stored now.
-        match vault.read_table(segment) {
-            Ok(table) => self.remember(vault, segment, &table),
-            Err(error) => tracing::warn!(%error, "a segment of the index cannot be used"),
-        }
-        let pointer = self.nearby.get(id)?;
-        self.prove(vault, &pointer)
-    }
-
-    fn remember(&self, vault: &Vault, segment: SegmentName, table: &Table) {
-        for (number, entry) in (0..=u16::MAX).zip(table.entries()) {
-            if entry.kind != FrameKind::Blocks {
-                continue;
-            }
-            let ids = table.block_ids(entry);
-            let len = index32(HEADER_LEN + index(entry.stored));
-            let place = Place { segment, number, offset: entry.offset, len };
-            let blocks = u8::try_from(ids.len()).expect("a frame has at most 16 blocks");
-            let id = vault.keys.frame_id(ids);
-            let pointer = Arc::new(FramePointer { place, blocks, id });
-            self.nearby.insert(id, pointer, size_of::<FramePointer>());
-        }
-    }
-
-    /// Reads the frame: one that is damaged must not be referred to again.
-    fn prove(&self, vault: &Vault, pointer: &FramePointer) -> Option<FramePointer> {
-        match vault.read_frame(pointer) {
-            Ok(_) => Some(*pointer),
-            Err(error) => {
-                tracing::warn!(%error, "a stored frame is damaged and is stored again");
-                None
-            }
-        }
+    /// Returns a segment that may have a block with this id.
+    pub(crate) fn segment(&self, id: &BlockId) -> Option<SegmentName> {
+        self.hooks.read().unwrap_or_else(PoisonError::into_inner).get(&hook(id)?).copied()
     }
 }

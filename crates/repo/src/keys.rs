@@ -8,13 +8,13 @@ use std::fmt;
 use tintype_types::{BLOCK_SIZE, RepositoryId};
 use zeroize::Zeroize;
 
-use crate::blocks;
+use crate::blocks::BlockHash;
 use crate::pointer::{BlockId, FrameId, NodeId, SegmentName};
 use crate::seal::Sealer;
 
 /// The keys of an open repository.
 pub(crate) struct Keys {
-    block: [u8; 32],
+    block: BlockHash,
     frame: [u8; 32],
     node: [u8; 32],
     record: [u8; 32],
@@ -33,7 +33,7 @@ impl Keys {
     pub(crate) fn derive(master: &[u8; 32], sealed: bool) -> Self {
         let key = |context| blake3::derive_key(context, master);
         Self {
-            block: key("tintype 1 block id"),
+            block: BlockHash::new(&key("tintype 1 block sums"), key("tintype 1 block id")),
             frame: key("tintype 1 frame id"),
             node: key("tintype 1 node id"),
             record: key("tintype 1 record tag"),
@@ -41,15 +41,14 @@ impl Keys {
         }
     }
 
-    /// Returns the ids of blocks, in order. Cheaper for several at once.
-    pub(crate) fn block_ids(&self, blocks: &[&[u8; BLOCK_SIZE]]) -> Vec<BlockId> {
-        let hashes = blocks::keyed_hashes(&self.block, blocks);
-        hashes.iter().map(|hash| BlockId(shorten(hash))).collect()
+    /// Returns the id of a block.
+    pub(crate) fn block_id(&self, block: &[u8; BLOCK_SIZE]) -> BlockId {
+        BlockId(shorten(&self.block.of(block)))
     }
 
     /// Returns the ids of the blocks that bytes consist of.
     pub(crate) fn ids_of(&self, bytes: &[u8]) -> Vec<BlockId> {
-        self.block_ids(&bytes.as_chunks().0.iter().collect::<Vec<_>>())
+        bytes.as_chunks().0.iter().map(|block| self.block_id(block)).collect()
     }
 
     /// Returns the id of a frame that holds these blocks in this order.
@@ -104,7 +103,7 @@ impl Keys {
 
 impl Drop for Keys {
     fn drop(&mut self) {
-        for key in [&mut self.block, &mut self.frame, &mut self.node, &mut self.record] {
+        for key in [&mut self.frame, &mut self.node, &mut self.record] {
             key.zeroize();
         }
         self.seal.zeroize();
@@ -120,6 +119,6 @@ pub(crate) fn commitment(master: &[u8; 32], repository: RepositoryId, hides: boo
     *hasher.finalize().as_bytes()
 }
 
-fn shorten(hash: &[u8; 32]) -> [u8; 20] {
-    *hash.first_chunk().expect("a hash has 32 bytes")
+fn shorten<const N: usize>(hash: &[u8; 32]) -> [u8; N] {
+    *hash.first_chunk().expect("a hash has 32 bytes, and no id has more")
 }

@@ -30,6 +30,7 @@ mod heal;
 mod hostile_tests;
 mod image;
 mod index;
+mod join;
 mod keys;
 mod lanes;
 mod listing;

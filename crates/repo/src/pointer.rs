@@ -13,7 +13,10 @@ use crate::wire::{Fields, Malformed};
 
 /// The keyed hash of one block's 4096 bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct BlockId(pub [u8; 20]);
+pub(crate) struct BlockId(pub [u8; BLOCK_ID_LEN]);
+
+/// Bytes of the id of a block.
+pub(crate) const BLOCK_ID_LEN: usize = 16;
 
 /// The keyed hash of the ids of a frame's blocks, in order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -86,7 +89,7 @@ pub(crate) struct Place {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct FramePointer {
     pub place: Place,
-    /// How many blocks the frame holds, 1 to 16.
+    /// How many blocks the frame holds, 1 to 32.
     pub blocks: u8,
     pub id: FrameId,
 }

@@ -31,9 +31,6 @@ pub struct ImageReader {
 /// The frame that was read last, so that reading in order decodes it once.
 type Last = Option<(FramePointer, Arc<Vec<u8>>)>;
 
-/// Where frames come from: the cache, or past it.
-type FrameSource<'a> = &'a dyn Fn(&FramePointer) -> Result<Arc<Vec<u8>>, Error>;
-
 impl ImageReader {
     pub(crate) fn new(vault: Arc<Vault>, root: ImageRoot) -> Self {
         Self { map: Arc::new(ImageMap::new(vault, root)) }
@@ -47,7 +44,7 @@ impl ImageReader {
     /// Fills `buf` with the bytes from `offset` on; no alignment is needed.
     /// The range has to lie within the image.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
-        self.read(offset, buf, &|frame| self.map.vault.frame(frame))
+        self.read(offset, buf)
     }
 
     /// Returns the ranges that are not zero, in order and joined.
@@ -60,7 +57,7 @@ impl ImageReader {
         Sequence::start(self, threads.max(1))
     }
 
-    fn read(&self, offset: u64, buf: &mut [u8], frame: FrameSource<'_>) -> Result<(), Error> {
+    fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let len = u64::try_from(buf.len()).expect("a usize fits in 64 bits");
         let size = self.size().get();
         if offset.checked_add(len).is_none_or(|end| end > size) {
@@ -73,7 +70,7 @@ impl ImageReader {
         while !rest.is_empty() {
             let room = usize::try_from(REGION_SIZE - offset % REGION_SIZE).unwrap_or(usize::MAX);
             let (piece, later) = rest.split_at_mut(room.min(rest.len()));
-            self.read_region(offset, piece, frame, &mut last)?;
+            self.read_region(offset, piece, &mut last)?;
             offset += u64::try_from(piece.len()).expect("a usize fits in 64 bits");
             rest = later;
         }
@@ -81,13 +78,7 @@ impl ImageReader {
     }
 
     /// Fills a piece of one region.
-    fn read_region(
-        &self,
-        offset: u64,
-        piece: &mut [u8],
-        frame: FrameSource<'_>,
-        last: &mut Last,
-    ) -> Result<(), Error> {
+    fn read_region(&self, offset: u64, piece: &mut [u8], last: &mut Last) -> Result<(), Error> {
         piece.fill(0);
         let Some(leaf) = self.map.leaf(offset / LEAF_SIZE)? else { return Ok(()) };
         let region = usize::try_from(offset % LEAF_SIZE / REGION_SIZE).expect("it is below 256");
@@ -98,7 +89,7 @@ impl ImageReader {
             }
             let bytes = match last {
                 Some((pointer, bytes)) if *pointer == part.frame => Arc::clone(bytes),
-                _ => frame(&part.frame)?,
+                _ => self.map.vault.frame(&part.frame)?,
             };
             copy_part(part, &bytes, start, piece);
             *last = Some((part.frame, bytes));
@@ -298,9 +289,7 @@ impl ImageReader {
 
     fn read_piece(&self, extent: Extent) -> Result<Piece, Error> {
         let mut bytes = vec![0; usize::try_from(extent.len).expect("a piece is at most 1 MiB")];
-        self.read(extent.offset, &mut bytes, &|frame| {
-            self.map.vault.read_frame(frame).map(Arc::new)
-        })?;
+        self.read(extent.offset, &mut bytes)?;
         Ok((extent.offset, bytes))
     }
 }

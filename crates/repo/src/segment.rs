@@ -6,7 +6,7 @@
 //!                session 16, repository 16, key epoch u32, zeroes 12
 //! frames         see `frame`
 //! table          per frame: kind u8, codec u8, blocks u8, 0 u8, offset u32,
-//!                stored u32, raw u32, then its ids: 20 bytes a block for
+//!                stored u32, raw u32, then its ids: 16 bytes a block for
 //!                frames of blocks, 32 bytes for all others
 //! trailer   64   magic "TINTYEND", table offset u32, table length u32,
 //!                frames u32, total length u32, BLAKE3 32 of the header, the
@@ -21,7 +21,7 @@ use std::ops::Range;
 use tintype_types::{BLOCK_SIZE, RepositoryId, SnapshotId};
 
 use crate::frame::{Codec, FrameKind, HEADER_LEN as FRAME_HEADER_LEN, MAX_BLOCKS, MAX_RAW};
-use crate::pointer::{BlockId, NodeId, SegmentName};
+use crate::pointer::{BLOCK_ID_LEN, BlockId, NodeId, SegmentName};
 use crate::wire::{Fields, Malformed};
 
 /// The size a segment grows to, and the most bytes it can have.
@@ -120,18 +120,18 @@ impl Table {
     /// Returns the length of the encoded table.
     pub(crate) fn encoded_len(&self) -> usize {
         let nodes = self.entries.iter().filter(|entry| entry.node.is_some()).count();
-        self.entries.len() * ENTRY_LEN + self.blocks.len() * 20 + nodes * 32
+        self.entries.len() * ENTRY_LEN + self.blocks.len() * BLOCK_ID_LEN + nodes * 32
     }
 
     /// Returns about how much memory the table takes.
     pub(crate) fn weight(&self) -> usize {
-        self.entries.len() * size_of::<TableEntry>() + self.blocks.len() * 20
+        self.entries.len() * size_of::<TableEntry>() + self.blocks.len() * BLOCK_ID_LEN
     }
 
     fn encode(&self, out: &mut Vec<u8>) {
         for entry in &self.entries {
             let ids = self.block_ids(entry);
-            let count = u8::try_from(ids.len()).expect("a frame has at most 16 blocks");
+            let count = u8::try_from(ids.len()).expect("a frame has at most 32 blocks");
             out.extend_from_slice(&[entry.kind as u8, entry.codec as u8, count, 0]);
             for field in [entry.offset, entry.stored, entry.raw] {
                 out.extend_from_slice(&field.to_le_bytes());
@@ -169,7 +169,7 @@ impl Table {
                     if count == 0 || count > MAX_BLOCKS || index(raw) != count * BLOCK_SIZE {
                         return Err(Malformed("its table has an impossible frame of blocks"));
                     }
-                    let mut ids = [BlockId([0; 20]); MAX_BLOCKS];
+                    let mut ids = [BlockId([0; BLOCK_ID_LEN]); MAX_BLOCKS];
                     for id in &mut ids[..count] {
                         *id = BlockId(fields.array()?);
                     }

@@ -19,17 +19,17 @@ use tintype_types::{ByteCount, SnapshotId};
 
 use crate::Error;
 use crate::blob;
-use crate::cache::Cache;
 use crate::commit;
 use crate::frame::{Encoder, FrameKind};
 use crate::heal;
 use crate::image::ImageState;
-use crate::index::{Hooks, Lookup};
+use crate::index::Hooks;
+use crate::join::Joins;
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
 use crate::pages::Pages;
 use crate::parents::Parents;
-use crate::pointer::{FrameId, FramePointer, NodeId, NodePointer};
+use crate::pointer::{NodeId, NodePointer};
 use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
 use crate::sink::{Flush, Numbers, Sink, store_segments};
@@ -46,9 +46,6 @@ const FIXED_MEMORY: u64 = 128 << 20;
 const LEAST_QUEUE: u64 = 32 << 20;
 /// Threads that store segments, so that a slow sync delays only one.
 const STORING_THREADS: usize = 2;
-/// Frames that the session remembers for joining equal ones, in bytes.
-const WRITTEN_CACHE: usize = 32 << 20;
-
 /// Windows of memory kept for reuse: fresh memory costs page faults.
 const SPARE_WINDOWS: usize = 16;
 
@@ -124,10 +121,8 @@ pub(crate) struct Core {
     pub data: Sink,
     pub meta: Sink,
     pub counters: Counters,
-    /// Frames of this session by content.
-    pub written: Cache<FrameId, FramePointer>,
-    /// Frames of earlier sessions by content.
-    pub lookup: Lookup,
+    /// Where blocks are that others can be joined with.
+    pub joins: Joins,
     pub hooks: Mutex<Hooks>,
     /// Memory of windows that are stored, for windows to come.
     spare: Mutex<Vec<Vec<u8>>>,
@@ -213,8 +208,7 @@ impl Session {
             data: sink(SegmentKind::Data),
             meta: sink(SegmentKind::Meta),
             counters: Counters::default(),
-            written: Cache::new(WRITTEN_CACHE),
-            lookup: Lookup::begin(&vault, &slot.forbidden)?,
+            joins: Joins::begin(&vault, id, &slot.forbidden)?,
             hooks: Mutex::default(),
             spare: Mutex::default(),
             numbers: Arc::clone(&numbers),

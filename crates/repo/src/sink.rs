@@ -9,7 +9,7 @@ use tintype_types::SnapshotId;
 
 use crate::Error;
 use crate::frame::{Codec, FrameHeader, FrameKind, HEADER_LEN, checksum};
-use crate::pointer::{Place, SegmentName};
+use crate::pointer::{BLOCK_ID_LEN, Place, SegmentName};
 use crate::seal::{Sealer, TAG_LEN, frame_nonce};
 use crate::segment::{self, Identity, SEGMENT_SIZE, SegmentKind, TRAILER_LEN, index32};
 use crate::store::Put;
@@ -152,7 +152,7 @@ impl Sink {
 fn has_room(building: &Building, stored: usize) -> bool {
     let content = building.content.read().unwrap_or_else(PoisonError::into_inner);
     let (bytes, table) = &*content;
-    let table_len = table.encoded_len() + 16 + 20 * crate::frame::MAX_BLOCKS;
+    let table_len = table.encoded_len() + 16 + BLOCK_ID_LEN * crate::frame::MAX_BLOCKS;
     table.entries().len() < usize::from(u16::MAX)
         && bytes.len() + HEADER_LEN + stored + TAG_LEN + table_len + TRAILER_LEN <= SEGMENT_SIZE
 }

@@ -1,13 +1,13 @@
 //! Decides what becomes of the blocks that came for a window: zero, a
 //! reference to what is stored already, or part of a new frame.
 //!
-//! A region refers to at most two frames, so a read costs at most two
-//! decompressions: the frame that serves most of its blocks stays, everything
-//! else goes into a new one. Eight new blocks of a region or more get a frame
-//! of their own; fewer are packed with those of its neighbours in the window.
+//! A region refers to at most four frames, so that reading it costs at most
+//! four decompressions: those that serve most of its blocks stay, the blocks of
+//! others go into a new one. 16 new blocks of 128 KiB or more get a frame of
+//! their own; fewer are packed with those of their neighbours in the window.
 
-use std::array;
 use std::borrow::Cow;
+use std::collections::HashSet;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, PoisonError};
 
@@ -17,6 +17,7 @@ use crate::Error;
 use crate::frame::{Encoder, MAX_BLOCKS};
 use crate::image::WINDOW_REGIONS;
 use crate::index;
+use crate::join::Twin;
 use crate::lanes::Job;
 use crate::node::{Entry, Part, REGION_BLOCKS};
 use crate::pages::{Page, Pages, is_zero};
@@ -24,11 +25,12 @@ use crate::pointer::{BlockId, FramePointer};
 use crate::segment::Identity;
 use crate::session::Core;
 
-/// New blocks of a region that deserve a frame of their own.
-const DENSE: usize = 8;
-/// A frame that serves no more blocks of a region than this is not kept
-/// beside a new one.
-const NOT_WORTH_KEEPING: usize = 2;
+/// Regions that a frame of its own may span.
+const GROUP_REGIONS: usize = MAX_BLOCKS / REGION_BLOCKS;
+/// New blocks of such a group that deserve a frame of their own.
+const DENSE: usize = MAX_BLOCKS / 2;
+/// Frames that a region may refer to.
+const MOST_FRAMES: usize = 4;
 
 /// One worker's tools.
 pub(crate) struct Weaver {
@@ -63,29 +65,46 @@ impl Weaver {
         let mut entries = image.window(job.window, &self.core)?;
         let reference = image.reference_window(job.window)?;
         let mut packing = Packing::default();
-        for region in 0..WINDOW_REGIONS {
-            let first = region * REGION_BLOCKS;
-            if (first..first + REGION_BLOCKS).all(|block| job.pages.page(block) == Page::Absent) {
+        for group in 0..WINDOW_REGIONS / GROUP_REGIONS {
+            let mut fresh = Packing::default();
+            for region in group * GROUP_REGIONS..(group + 1) * GROUP_REGIONS {
+                let entry = &mut entries[region];
+                self.region(&job.pages, region, &reference[region], entry, &mut fresh)?;
+            }
+            if fresh.ids.len() >= DENSE {
+                self.put(&mut fresh, &mut entries)?;
                 continue;
             }
-            let mut contents =
-                self.classify(&job.pages, first, &entries[region], &reference[region])?;
-            let kept = self.keep(&mut contents, &job.pages, first)?;
-            entries[region] = Entry { parts: kept };
-            let fresh = contents.iter().filter(|c| matches!(c, Content::Fresh(..))).count();
-            if fresh >= DENSE {
-                let mut own = Packing::default();
-                own.add(region, &contents);
-                self.put(&mut own, &mut entries)?;
-            } else if fresh > 0 {
-                if packing.ids.len() + fresh > MAX_BLOCKS {
-                    self.put(&mut packing, &mut entries)?;
-                }
-                packing.add(region, &contents);
+            if packing.ids.len() + fresh.ids.len() > MAX_BLOCKS {
+                self.put(&mut packing, &mut entries)?;
             }
+            packing.append(fresh);
         }
         self.put(&mut packing, &mut entries)?;
         image.set_window(job.window, entries, &self.core)
+    }
+
+    /// Enters what is stored of a region, and adds the rest to `fresh`.
+    fn region(
+        &self,
+        pages: &Pages,
+        region: usize,
+        reference: &Entry,
+        entry: &mut Entry,
+        fresh: &mut Packing,
+    ) -> Result<(), Error> {
+        let first = region * REGION_BLOCKS;
+        if (first..first + REGION_BLOCKS).all(|block| pages.page(block) == Page::Absent) {
+            return Ok(());
+        }
+        let mut contents = self.classify(pages, first, entry, reference)?;
+        let joined = self.join(&mut contents);
+        let kept = self.keep(&mut contents, pages, first)?;
+        *entry = Entry { parts: kept };
+        let counters = &self.core.counters;
+        counters.joined_blocks.fetch_add((joined & entry.used()).count_ones().into(), Relaxed);
+        fresh.add(region, &contents);
+        Ok(())
     }
 
     /// Compares each block of a region with what is at its place, in the
@@ -99,36 +118,20 @@ impl Weaver {
     ) -> Result<Vec<Content<'a>>, Error> {
         let mut known = Known { core: &self.core, ids: Vec::new() };
         let counters = &self.core.counters;
-        let pages: [_; REGION_BLOCKS] = array::from_fn(|block| pages.page(first + block));
-        let data = pages.map(|page| match page {
-            Page::Bytes(bytes) if !is_zero(bytes) => Some(bytes),
-            _ => None,
-        });
-        let hashed: Vec<_> = data.iter().flatten().copied().collect();
-        let mut ids = self.core.vault.keys.block_ids(&hashed).into_iter();
         let mut contents = Vec::with_capacity(REGION_BLOCKS);
-        for (block, page) in pages.into_iter().enumerate() {
-            contents.push(match (page, data[block]) {
-                (Page::Absent, _) => {
+        for block in 0..REGION_BLOCKS {
+            contents.push(match pages.page(first + block) {
+                Page::Absent => {
                     current.part(block).map_or(Content::Zero, |part| Content::Stored(*part))
                 }
-                (Page::Zero, _) => Content::Zero,
-                (Page::Bytes(_), None) => {
+                Page::Zero => Content::Zero,
+                Page::Bytes(bytes) if is_zero(bytes) => {
                     counters.zero_blocks.fetch_add(1, Relaxed);
                     Content::Zero
                 }
-                (Page::Bytes(_), Some(bytes)) => {
-                    let id = ids.next().expect("every such block was hashed");
-                    let mut found = None;
-                    for entry in [reference, current] {
-                        if let Some(part) = entry.part(block)
-                            && known.id(part, block)? == id
-                        {
-                            found = Some(*part);
-                            break;
-                        }
-                    }
-                    match found {
+                Page::Bytes(bytes) => {
+                    let id = self.core.vault.keys.block_id(bytes);
+                    match known.same([reference, current], block, id)? {
                         Some(part) => {
                             counters.unchanged_blocks.fetch_add(1, Relaxed);
                             Content::Stored(part)
@@ -141,8 +144,41 @@ impl Weaver {
         Ok(contents)
     }
 
-    /// Returns the parts that stay, at most two and at most one beside fresh
-    /// blocks; the blocks of all others become fresh.
+    /// Turns fresh blocks that are stored elsewhere into references, and
+    /// returns which.
+    fn join(&self, contents: &mut [Content<'_>]) -> u16 {
+        let fresh = |(block, content): (usize, &Content<'_>)| match content {
+            Content::Fresh(id, _) => Some((block, *id)),
+            Content::Zero | Content::Stored(_) => None,
+        };
+        let (blocks, ids): (Vec<usize>, Vec<BlockId>) =
+            contents.iter().enumerate().filter_map(fresh).unzip();
+        let mut joined = 0;
+        // Twins side by side become one part.
+        let mut run: Option<(usize, Twin)> = None;
+        let twins = self.core.joins.find(&self.core.vault, &ids);
+        let found: Vec<_> = blocks.into_iter().zip(twins).collect();
+        for (block, twin) in &found {
+            let Some(twin) = twin else { continue };
+            let continues = run.is_some_and(|(start, first)| {
+                first.frame == twin.frame
+                    && usize::from(first.slot) + (block - start) == usize::from(twin.slot)
+                    && joined & (1 << (block - 1)) != 0
+            });
+            if !continues {
+                run = Some((*block, *twin));
+            }
+            joined |= 1 << block;
+            let (start, first) = run.expect("it was just set");
+            let mask = (u16::MAX << start) & (u16::MAX >> (REGION_BLOCKS - 1 - block));
+            let part = Part { frame: first.frame, first: first.slot, mask, used: mask };
+            contents[start..=*block].fill_with(|| Content::Stored(part));
+        }
+        joined
+    }
+
+    /// Returns the parts that stay, at most [`MOST_FRAMES`] with the one of
+    /// fresh blocks; the blocks of all others become fresh.
     fn keep(
         &self,
         contents: &mut [Content<'_>],
@@ -150,11 +186,11 @@ impl Weaver {
         first: usize,
     ) -> Result<Vec<Part>, Error> {
         let mut parts: Vec<Part> = Vec::new();
-        let mut fresh = 0;
+        let mut fresh = false;
         for (block, content) in contents.iter().enumerate() {
             match content {
                 Content::Zero => {}
-                Content::Fresh(..) => fresh += 1,
+                Content::Fresh(..) => fresh = true,
                 Content::Stored(part) => {
                     let same = |other: &&mut Part| {
                         (other.frame, other.first, other.mask)
@@ -168,17 +204,15 @@ impl Weaver {
             }
         }
         loop {
-            let most = if fresh > 0 { 1 } else { 2 };
             let least = parts.iter().min_by_key(|part| part.used.count_ones()).copied();
             let Some(least) = least else { break };
-            let blocks = crate::node::usize_from(least.used.count_ones());
-            let poor = fresh > 0 && blocks <= NOT_WORTH_KEEPING;
-            if parts.len() <= most && !poor {
+            let frames: HashSet<_> = parts.iter().map(|part| part.frame).collect();
+            if frames.len() + usize::from(fresh) <= MOST_FRAMES {
                 break;
             }
             self.refresh(contents, &least, pages, first)?;
             parts.retain(|part| part.used != least.used);
-            fresh += blocks;
+            fresh = true;
         }
         Ok(parts)
     }
@@ -213,7 +247,7 @@ impl Weaver {
         Ok(())
     }
 
-    /// Stores a frame, unless the session has the same one, and enters it.
+    /// Stores a frame and enters it.
     fn put(&mut self, packing: &mut Packing, entries: &mut [Entry]) -> Result<(), Error> {
         if packing.ids.is_empty() {
             return Ok(());
@@ -232,30 +266,18 @@ impl Weaver {
     }
 
     fn put_frame(&mut self, raw: &[u8], ids: &[BlockId]) -> FramePointer {
-        let id = self.core.vault.keys.frame_id(ids);
         let counters = &self.core.counters;
         let count = u64::try_from(ids.len()).expect("a usize fits in 64 bits");
-        let known = self.core.written.get(&id).map(|pointer| *pointer);
-        let known = known.or_else(|| {
-            let found = self.core.lookup.find(&self.core.vault, &id)?;
-            self.core.written.insert(id, Arc::new(found), size_of::<FramePointer>());
-            Some(found)
-        });
-        if let Some(pointer) = known {
-            counters.joined_blocks.fetch_add(count, Relaxed);
-            return pointer;
-        }
         counters.new_blocks.fetch_add(count, Relaxed);
         let (codec, stored) = self.encoder.encode(raw);
         let place = self.core.data.append(codec, stored, raw.len(), Identity::Blocks(ids));
-        let blocks = u8::try_from(ids.len()).expect("a frame has at most 16 blocks");
-        let pointer = FramePointer { place, blocks, id };
-        self.core.written.insert(id, Arc::new(pointer), size_of::<FramePointer>());
-        if let Some(hook) = index::hook(&id) {
-            let mut hooks = self.core.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-            hooks.push((hook, place.segment.number));
-        }
-        pointer
+        let blocks = u8::try_from(ids.len()).expect("a frame has at most 32 blocks");
+        let frame = FramePointer { place, blocks, id: self.core.vault.keys.frame_id(ids) };
+        self.core.joins.remember(frame, ids);
+        let new = ids.iter().filter_map(index::hook).map(|hook| (hook, place.segment.number));
+        let mut hooks = self.core.hooks.lock().unwrap_or_else(PoisonError::into_inner);
+        hooks.extend(new);
+        frame
     }
 }
 
@@ -269,7 +291,15 @@ impl Packing {
                 mask |= 1 << block;
             }
         }
-        self.members.push((region, mask));
+        if mask != 0 {
+            self.members.push((region, mask));
+        }
+    }
+
+    fn append(&mut self, other: Self) {
+        self.raw.extend_from_slice(&other.raw);
+        self.ids.extend_from_slice(&other.ids);
+        self.members.extend(other.members);
     }
 }
 
@@ -280,6 +310,21 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// Returns the part of the first entry that has this content at a block.
+    fn same(
+        &mut self,
+        entries: [&Entry; 2],
+        block: usize,
+        id: BlockId,
+    ) -> Result<Option<Part>, Error> {
+        for part in entries.into_iter().filter_map(|entry| entry.part(block)) {
+            if self.id(part, block)? == id {
+                return Ok(Some(*part));
+            }
+        }
+        Ok(None)
+    }
+
     fn id(&mut self, part: &Part, block: usize) -> Result<BlockId, Error> {
         let slot = part.slot(block);
         if let Some((_, ids)) = self.ids.iter().find(|(frame, _)| *frame == part.frame) {

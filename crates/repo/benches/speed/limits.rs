@@ -12,7 +12,9 @@ use crate::{Outcome, said, timed};
 
 const BLOCK: usize = 4096;
 /// The most blocks that the repository compresses together.
-const FRAME: usize = 16 * BLOCK;
+const FRAME: usize = 32 * BLOCK;
+/// The level that it compresses at.
+const LEVEL: i32 = 2;
 
 /// Measures all limits on the data of the first state.
 pub(crate) fn measure(first: &State, second: &State) -> Outcome<()> {
@@ -41,7 +43,7 @@ pub(crate) fn measure(first: &State, second: &State) -> Outcome<()> {
     Ok(())
 }
 
-/// Returns the blocks that are not zero, those of each 64 KiB together.
+/// Returns the blocks that are not zero, those of each 128 KiB together.
 fn frames(state: &State) -> Outcome<Vec<Vec<u8>>> {
     let mut frames = Vec::new();
     for image in &state.images {
@@ -58,7 +60,7 @@ fn frames(state: &State) -> Outcome<Vec<Vec<u8>>> {
 }
 
 /// Returns the blocks of the second state that are not zero and not at the same
-/// place in the first, 16 together.
+/// place in the first, 32 together.
 fn changed(first: &State, second: &State) -> Outcome<Vec<Vec<u8>>> {
     let mut changed: Vec<Vec<u8>> = Vec::new();
     for (old, new) in first.images.iter().zip(&second.images) {
@@ -86,7 +88,7 @@ fn changed(first: &State, second: &State) -> Outcome<Vec<Vec<u8>>> {
 
 fn compress(frames: &[Vec<u8>]) -> Outcome<Vec<Vec<u8>>> {
     on_all_cores(frames, |frames| {
-        let mut compressor = Compressor::new(1)?;
+        let mut compressor = Compressor::new(LEVEL)?;
         frames.iter().map(|frame| compressor.compress(frame)).collect()
     })
 }

@@ -8,6 +8,7 @@ mod died;
 mod full;
 mod gc;
 mod hosts;
+mod join;
 mod judge;
 mod keys;
 mod memory;
