@@ -28,10 +28,10 @@ fn a_vm_is_kept_and_put_back() {
         command.env("AWS_ENDPOINT_URL", server.endpoint()).env("TINTYPE_REPO", &repository);
         command.args(arguments).output().unwrap()
     };
-    let cached = || -> usize {
+    let cached = || -> u64 {
         let folders = std::fs::read_dir(vm.path("home/cache")).into_iter().flatten();
         let files = folders.map(|folder| std::fs::read_dir(folder.unwrap().path()).unwrap());
-        files.flatten().map(|file| file.unwrap().metadata().unwrap().len() as usize).sum()
+        files.flatten().map(|file| file.unwrap().metadata().unwrap().len()).sum()
     };
     failed(&run(&["log"]), 1);
     failed(&run(&["init"]), 0);
