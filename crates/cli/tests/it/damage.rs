@@ -9,7 +9,8 @@ use serde_json::Value;
 use crate::switched_off::{SIZE, SwitchedOff, content};
 use crate::words::files;
 
-const REGION: usize = 64 << 10;
+/// What is lost with one frame.
+const FRAME: usize = 128 << 10;
 
 /// Returns the largest segment of a repository: the first state's content.
 fn largest_segment(vm: &SwitchedOff) -> PathBuf {
@@ -42,9 +43,9 @@ fn is_told_by_snapshot_disk_and_offset() {
     let vm = SwitchedOff::start();
     vm.tintype.json(&["init", "--encryption", "none"]);
     vm.take("one", 1);
-    // The second shares all with the first but for its first region.
+    // The second shares all with the first but for its first frame.
     let mut bytes = fs::read(vm.disk()).unwrap();
-    bytes[..REGION].fill(0x5a);
+    bytes[..FRAME].fill(0x5a);
     fs::write(vm.disk(), &bytes).unwrap();
     vm.tintype.json(&["take", "web", "--name", "two"]);
     assert_eq!(lost(&verify(&vm, 0, &["--read-data"])), []);
@@ -52,26 +53,26 @@ fn is_told_by_snapshot_disk_and_offset() {
     let segment = largest_segment(&vm);
     let good = fs::read(&segment).unwrap();
     let disk = content(1, SIZE);
-    for (byte, names) in [(REGION / 2, &["web@one"][..]), (SIZE / 2, &["web@one", "web@two"])] {
+    for (byte, names) in [(FRAME / 2, &["web@one"][..]), (SIZE / 2, &["web@one", "web@two"])] {
         // What does not compress is stored as it came, so it can be found there.
         let sought = &disk[byte..byte + 32];
         let at = good.windows(32).position(|window| window == sought).unwrap();
         let mut bad = good.clone();
         bad[at] ^= 1;
         fs::write(&segment, &bad).unwrap();
-        let offset = (byte - byte % REGION) as u64;
+        let offset = (byte - byte % FRAME) as u64;
         let expected: Vec<_> =
-            names.iter().map(|name| ((*name).to_owned(), offset, REGION as u64)).collect();
+            names.iter().map(|name| ((*name).to_owned(), offset, FRAME as u64)).collect();
         assert_eq!(lost(&verify(&vm, 3, &["--read-data"])), expected);
         vm.fail(4, &["revert", "web", "one", "--no-safety"]);
     }
     let text = vm.tintype.run(&["verify", "--read-data"]);
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("web@two has lost 64.0 KiB of disk/"), "{text}");
+    assert!(text.contains("web@two has lost 128 KiB of disk/"), "{text}");
 
     fs::remove_file(&segment).unwrap();
-    let (size, region) = (SIZE as u64, REGION as u64);
-    let expected = [("web@one".to_owned(), 0, size), ("web@two".to_owned(), region, size - region)];
+    let (size, frame) = (SIZE as u64, FRAME as u64);
+    let expected = [("web@one".to_owned(), 0, size), ("web@two".to_owned(), frame, size - frame)];
     assert_eq!(lost(&verify(&vm, 3, &[])), expected, "all of it");
     fs::write(&segment, &good).unwrap();
     assert_eq!(lost(&verify(&vm, 0, &["--read-data"])), []);
