@@ -1,15 +1,21 @@
-//! A real S3 server, on this machine only, that ends with its test.
+//! Real S3 servers, on this machine only, that end with their test.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
+
+use tempfile::TempDir;
 
 use crate::Error;
 use crate::image::workspace_folder;
 
-/// What the server runs.
-const SCRIPT: &str = include_str!("s3_server.py");
+/// What the servers run.
+const MOTO: &str = include_str!("s3_server.py");
+const CEPH: &str = include_str!("ceph_gateway.py");
+
+/// The programs of a Ceph object gateway, in Debian's packages of these names.
+const CEPH_PROGRAMS: [&str; 4] = ["ceph", "ceph-mon", "ceph-osd", "radosgw"];
 
 /// What can be wrong with an S3 server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +32,8 @@ pub struct S3Server {
     process: Child,
     port: u16,
     control: Mutex<Control>,
+    /// What it keeps on the disk.
+    _folder: TempDir,
 }
 
 #[derive(Debug)]
@@ -39,12 +47,30 @@ impl S3Server {
     /// Starts a server. The error is [`Error::NoS3`] if there is none on
     /// this machine.
     pub fn start() -> Result<Self, Error> {
+        Self::run(MOTO)
+    }
+
+    /// Starts a Ceph object gateway with a cluster of one, in memory. It knows
+    /// no flaws. The error is as above.
+    pub fn start_ceph() -> Result<Self, Error> {
+        for program in CEPH_PROGRAMS {
+            let path = Path::new("/usr/bin").join(program);
+            if !path.is_file() {
+                return Err(Error::NoS3 { path });
+            }
+        }
+        Self::run(CEPH)
+    }
+
+    fn run(script: &str) -> Result<Self, Error> {
         let python = s3_server_folder().join("bin/python");
         if !python.is_file() {
             return Err(Error::NoS3 { path: python });
         }
+        let folder = tempfile::tempdir().map_err(Error::file("make", &std::env::temp_dir()))?;
         let mut command = Command::new(&python);
-        command.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["-c", script]).arg(folder.path());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let log = tempfile::tempfile().map_err(Error::file("make", &std::env::temp_dir()))?;
         let mut process = command.stderr(log).spawn().map_err(Error::file("start", &python))?;
         let commands = process.stdin.take().expect("the input is piped");
@@ -52,7 +78,7 @@ impl S3Server {
         let mut control = Control { commands, answers, buckets: 0 };
         let port = control.answer()?;
         let port = port.parse().map_err(|_| Error::S3 { said: port })?;
-        Ok(Self { process, port, control: Mutex::new(control) })
+        Ok(Self { process, port, control: Mutex::new(control), _folder: folder })
     }
 
     /// Returns where it listens, `http://HOST:PORT`.

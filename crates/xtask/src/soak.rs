@@ -66,6 +66,15 @@ const SOAKS: &[Soak] = &[
         usual: 10_000_000,
     },
     Soak {
+        name: "bucket",
+        about: "lets hosts work on one bucket and die, on moto and on a Ceph gateway",
+        package: "tintype-repo",
+        target: &["--test", "it"],
+        tests: &["hosts::hosts_that"],
+        counted: "seconds",
+        usual: 300,
+    },
+    Soak {
         name: "kill",
         about: "kills processes that work on a repository",
         package: "tintype-repo",

@@ -14,17 +14,26 @@ use tintype_repo::{
 };
 use tintype_testkit::{Error as KitError, S3Flaw, S3Server};
 
-use crate::support::{BLOCK, begin, content, draft, read_all, take, write_image};
+use crate::support::{BLOCK, begin, content, draft, read_all, soak, take, write_image};
 
 /// What a child process is told: the server, the bucket and a seed.
 const HOST: &str = "TINTYPE_REPO_TEST_HOST";
-/// How long the hosts work, and how long at most until one has collected.
-const TIME: Duration = Duration::from_secs(15);
-const MOST_TIME: Duration = Duration::from_secs(60);
+/// How many seconds the hosts work.
+const SECONDS: u64 = 15;
+/// How long it takes until one of two hosts is killed: time to take and to
+/// collect. A Ceph gateway is slower than a server in memory.
+const LIFE: Duration = Duration::from_millis(2_500);
+const CEPH_LIFE: Duration = Duration::from_secs(10);
+/// So many lives more at most, until enough was done.
+const MORE_LIVES: u32 = 18;
 
 /// Starts a server; if there is none, says that the test cannot run.
 fn server() -> Option<S3Server> {
-    match S3Server::start() {
+    there(S3Server::start())
+}
+
+fn there(server: Result<S3Server, KitError>) -> Option<S3Server> {
+    match server {
         Err(missing @ KitError::NoS3 { .. }) => {
             eprintln!("not run: {missing}");
             None
@@ -49,7 +58,16 @@ fn image(seed: u64) -> Vec<u8> {
 
 #[test]
 fn a_repository_in_a_bucket() {
-    let Some(server) = server() else { return };
+    keeps_and_collects(server());
+}
+
+#[test]
+fn a_repository_behind_a_ceph_gateway() {
+    keeps_and_collects(there(S3Server::start_ceph()));
+}
+
+fn keeps_and_collects(server: Option<S3Server>) {
+    let Some(server) = server else { return };
     let site = site(&server.endpoint(), &server.new_bucket().unwrap());
     assert_eq!(Repository::open_at(&site, &[]).unwrap_err().kind(), Kind::NotARepository);
     let repository = Repository::init_at(&site, InitParams::default()).unwrap();
@@ -192,6 +210,13 @@ struct Said {
     lines: Vec<String>,
 }
 
+impl Said {
+    /// Whether the hosts have done what the test is about.
+    fn enough(&self) -> bool {
+        self.snapshots.len() > 5 && self.collected > 0
+    }
+}
+
 /// Kills a host and reads what it has said.
 fn end_host(mut host: Child, said: &mut Said) {
     assert!(host.try_wait().unwrap().is_none(), "a host has ended by itself");
@@ -212,20 +237,32 @@ fn end_host(mut host: Child, said: &mut Said) {
 
 #[test]
 fn hosts_that_take_delete_collect_and_die_at_once() {
-    let Some(server) = server() else { return };
+    take_delete_collect_and_die(server(), LIFE);
+}
+
+#[test]
+fn hosts_that_die_at_once_behind_a_ceph_gateway() {
+    take_delete_collect_and_die(there(S3Server::start_ceph()), CEPH_LIFE);
+}
+
+fn take_delete_collect_and_die(server: Option<S3Server>, life: Duration) {
+    let Some(server) = server else { return };
     let (endpoint, bucket) = (server.endpoint(), server.new_bucket().unwrap());
     let site = site(&endpoint, &bucket);
     let repository = Repository::init_at(&site, InitParams::default()).unwrap();
     let mut said = Said::default();
     let begun = Instant::now();
+    let soak = soak("seconds", SECONDS);
+    let time = Duration::from_secs(soak.count);
     let mut seed = 0;
     let mut next = || {
         seed += 1;
         start_host(&endpoint, &bucket, seed)
     };
     let mut hosts = vec![next(), next()];
-    while begun.elapsed() < TIME || (said.collected == 0 && begun.elapsed() < MOST_TIME) {
-        thread::sleep(Duration::from_millis(2_500));
+    let most_time = time + MORE_LIVES * life;
+    while begun.elapsed() < time || (!said.enough() && begun.elapsed() < most_time) {
+        thread::sleep(life);
         // One dies, and another one comes.
         end_host(hosts.remove(0), &mut said);
         hosts.push(next());
@@ -255,11 +292,11 @@ fn hosts_that_take_delete_collect_and_die_at_once() {
     assert_eq!(report.damaged, []);
     assert_eq!(report.segments, repository.usage().unwrap().segments, "nothing of them is left");
     eprintln!(
-        "{} snapshots by {seed} hosts, {} there, {} segments collected meanwhile; {:?}",
+        "soak: {} snapshots by {seed} hosts, {} there, {} segments collected meanwhile; {:?}",
         said.snapshots.len(),
         found.len(),
         said.collected,
         said.lines
     );
-    assert!(said.snapshots.len() > 5 && said.collected > 0);
+    assert!(said.enough());
 }

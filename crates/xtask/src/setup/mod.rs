@@ -4,7 +4,7 @@
 
 mod apt;
 mod backports;
-pub(crate) mod moto;
+pub(crate) mod s3;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -86,7 +86,7 @@ impl Probe {
 /// The chore itself.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     ensure(Consent::of(arguments))?;
-    moto::ensure()?;
+    s3::ensure()?;
     println!("the machine is set up");
     Ok(())
 }
