@@ -35,7 +35,7 @@ fn collected(report: &CollectionReport) -> String {
     match (report.dry_run, waiting_for) {
         (false, 0) => format!("freed {freed_bytes} in {segments} segments"),
         (false, _) => format!(
-            "freed nothing yet: {waiting_for} snapshots are being taken; `tintype gc` goes on after them"
+            "freed {freed_bytes} in {segments} segments, and waits for {waiting_for} snapshots that are being taken; `tintype gc` goes on after them"
         ),
         (true, 0) => format!("would free {freed_bytes} in {segments} segments"),
         (true, _) => format!(

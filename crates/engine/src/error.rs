@@ -68,8 +68,11 @@ impl Error {
             self.state = self.state.or_else(|| own.state.clone());
             self.hint = self.hint.or_else(|| own.hint.clone());
         }
-        if let Some(vm) = source.downcast_ref::<tintype_vm::Error>()
-            && vm.kind() == tintype_vm::ErrorKind::Cancelled
+        let vm = source.downcast_ref::<tintype_vm::Error>().map(tintype_vm::Error::kind);
+        let repository =
+            source.downcast_ref::<tintype_repo::Error>().map(tintype_repo::Error::kind);
+        if vm == Some(tintype_vm::ErrorKind::Cancelled)
+            || repository == Some(tintype_repo::Kind::Interrupted)
         {
             self.kind = ErrorKind::Interrupted;
         }

@@ -22,6 +22,7 @@ mod revert;
 mod sink;
 mod snapshots;
 mod space;
+mod supervisor;
 mod take;
 mod verify;
 mod vms;

@@ -100,7 +100,8 @@ impl Engine {
     pub fn collect_garbage(&self, dry_run: bool) -> Result<CollectionReport> {
         let mut params = GcParams::default();
         params.dry_run = dry_run;
-        let report = self.repository()?.gc(params).map_err(|error| {
+        let collected = self.repository()?.gc(params, &self.supervisor("collecting"));
+        let report = collected.map_err(|error| {
             let what = Error::failed("cannot collect garbage");
             let what = if is_damage(&error) {
                 what.hint("run `tintype verify` to list every damaged snapshot")

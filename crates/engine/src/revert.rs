@@ -27,7 +27,6 @@ use crate::intent::Intent;
 use crate::memory;
 use crate::observer::Step;
 use crate::take::{TakeParams, Wish, next_name};
-use crate::verify::VerifyProgress;
 use crate::vms::LeasedVm;
 use crate::watchdog::Watchdog;
 
@@ -253,10 +252,10 @@ impl Engine {
                 Some(_) => {}
             }
         }
-        let progress = VerifyProgress::new(self.config.observer.as_ref());
         let report = repository
-            .verify(&[target.record.id], VerifyLevel::ReadNearby, &progress)
-            .map_err(Error::step("cannot verify the snapshot"))?;
+            .verify(&[target.record.id], VerifyLevel::ReadNearby, &self.supervisor("verifying"))
+            .map_err(Error::step("cannot verify the snapshot"))
+            .map_err(|error| error.state_unless_known("nothing was changed"))?;
         match report.damaged.first() {
             None => Ok(()),
             Some(damage) => Err(refused(damage.to_string())

@@ -6,7 +6,6 @@ use tintype_types::{ByteCount, Extent, SnapshotId};
 
 use crate::Engine;
 use crate::error::{Error, Result};
-use crate::observer::{Observer, Progress};
 
 /// What a verification found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,23 +35,6 @@ pub struct LostPart {
     pub ranges: Vec<Extent>,
 }
 
-/// Tells the front end how far a verification is.
-pub(crate) struct VerifyProgress<'o> {
-    observer: &'o dyn Observer,
-}
-
-impl<'o> VerifyProgress<'o> {
-    pub(crate) fn new(observer: &'o dyn Observer) -> Self {
-        Self { observer }
-    }
-}
-
-impl tintype_repo::Progress for VerifyProgress<'_> {
-    fn advance(&self, done: ByteCount, total: ByteCount) {
-        self.observer.progress(Progress { activity: "verifying", done, total: Some(total) });
-    }
-}
-
 impl Engine {
     /// Checks some snapshots, or all if none are named: that everything is there,
     /// and with `read_data` that every byte is right.
@@ -63,9 +45,8 @@ impl Engine {
             .map(|name| Ok(self.find_snapshot(&repository, name, None)?.record.id))
             .collect::<Result<Vec<_>>>()?;
         let level = if read_data { VerifyLevel::ReadData } else { VerifyLevel::Quick };
-        let progress = VerifyProgress::new(self.config.observer.as_ref());
         let report = repository
-            .verify(&ids, level, &progress)
+            .verify(&ids, level, &self.supervisor("verifying"))
             .map_err(Error::step("cannot verify the repository"))?;
         let lost = report.losses.into_iter().map(|loss| lost_part(&repository, loss)).collect();
         Ok(VerifySummary {

@@ -122,7 +122,7 @@ fn undo_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result
 fn collect_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
     // If it fails, they may be collected or not, but they stay deleted.
     expected.deleted.clear();
-    repository.gc(GcParams::default()).map(drop)
+    repository.gc(GcParams::default(), &()).map(drop)
 }
 
 fn verify(repository: &Repository) -> Result<(), Error> {
@@ -176,7 +176,7 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
 fn check_works(disk: &SimulatedDisk, what: &str) {
     let repository = open(disk).unwrap();
     take(&repository, 99).unwrap_or_else(|error| panic!("{what}: {error:?}"));
-    let report = repository.gc(GcParams::default()).unwrap();
+    let report = repository.gc(GcParams::default(), &()).unwrap();
     assert_eq!(report.waiting_for, 0, "{what}");
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");

@@ -35,6 +35,8 @@ pub enum Kind {
     Key,
     /// The store does not keep what several hosts rely on.
     UnsafeStore,
+    /// The caller asked to stop.
+    Interrupted,
     /// The operating system or the network refused an operation.
     Io,
 }
@@ -110,6 +112,9 @@ pub enum Error {
         /// What it did, as a fragment.
         seen: String,
     },
+    /// The caller asked to stop.
+    #[error("it was asked to stop")]
+    Interrupted,
     /// A file operation failed, or a request.
     #[error("cannot {operation} {}", path.display())]
     Io {
@@ -139,6 +144,7 @@ impl Error {
             Error::Unsupported(_) => Kind::Unsupported,
             Error::Key(_) | Error::NoKeyFits { .. } => Kind::Key,
             Error::UnsafeStore { .. } => Kind::UnsafeStore,
+            Error::Interrupted => Kind::Interrupted,
             Error::Io { source, .. } => match source.kind() {
                 io::ErrorKind::StorageFull
                 | io::ErrorKind::QuotaExceeded

@@ -24,6 +24,7 @@ use crate::reach;
 use crate::record::{Outcome, SnapshotRecord, outcome_key};
 use crate::slot;
 use crate::store::{Holder, Put};
+use crate::supervisor::Supervisor;
 use crate::vault::Vault;
 
 /// What a collection has done.
@@ -33,33 +34,60 @@ pub struct GcReport {
     pub segments: u64,
     /// Their bytes.
     pub freed_bytes: ByteCount,
-    /// Snapshots being taken that have to end first; a later call goes on. 0 when
-    /// the collection is finished. In a dry run, those that would be waited for.
+    /// Snapshots being taken that have to end before more can be removed; a later
+    /// call goes on. 0 when the collection is finished. In a dry run, those that would be waited for.
     pub waiting_for: u64,
 }
 
 /// Collects garbage; in a dry run only says what would be removed.
-pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
+///
+/// An epoch that another collector has begun is finished first: what was deleted
+/// since then is not in it.
+pub(crate) fn collect(
+    vault: &Vault,
+    dry_run: bool,
+    supervisor: &dyn Supervisor,
+) -> Result<GcReport, Error> {
     if dry_run {
         let (condemned, _) = mark(vault)?;
         let waiting_for = writers_at_work(vault)?;
         return Ok(GcReport { waiting_for, ..report(vault, &condemned)? });
     }
-    heal::watch_sessions(vault)?;
+    heal::watch_sessions(vault, supervisor)?;
     heal::end_dead_sessions(vault)?;
-    let epoch = match epoch::newest(vault)? {
-        (epoch, Stage::Condemned | Stage::Final) => epoch,
-        (epoch, Stage::Done) => {
-            let (condemned, needless) = mark(vault)?;
-            if condemned.is_empty() && !needless {
-                return Ok(GcReport::default());
-            }
-            // If another collector was first, its epoch is the one to finish.
-            let next = epoch::after(epoch)?;
-            epoch::put(vault, next, Stage::Condemned, &condemned)?;
-            next
+    let mut total = GcReport::default();
+    loop {
+        supervisor.check()?;
+        let (epoch, is_own) = match epoch::newest(vault)? {
+            (epoch, Stage::Condemned | Stage::Final) => (epoch, false),
+            (epoch, Stage::Done) => match begin(vault, epoch::after(epoch)?)? {
+                Some(begun) => begun,
+                None => return Ok(total),
+            },
+        };
+        let GcReport { segments, freed_bytes, waiting_for } = finish(vault, epoch, supervisor)?;
+        total.segments += segments;
+        total.freed_bytes.0 += freed_bytes.0;
+        total.waiting_for = waiting_for;
+        if is_own || waiting_for > 0 {
+            return Ok(total);
         }
-    };
+    }
+}
+
+/// Begins an epoch, unless there is nothing to do; returns it, and whether no
+/// other collector was first.
+fn begin(vault: &Vault, epoch: u64) -> Result<Option<(u64, bool)>, Error> {
+    let (condemned, needless) = mark(vault)?;
+    if condemned.is_empty() && !needless {
+        return Ok(None);
+    }
+    let put = epoch::put(vault, epoch, Stage::Condemned, &condemned)?;
+    Ok(Some((epoch, put == Put::Created)))
+}
+
+/// Does what an epoch still needs, unless sessions have to end before.
+fn finish(vault: &Vault, epoch: u64, supervisor: &dyn Supervisor) -> Result<GcReport, Error> {
     let waiting_for = end_older_sessions(vault, epoch)?;
     if waiting_for > 0 {
         return Ok(GcReport { waiting_for, ..GcReport::default() });
@@ -67,6 +95,7 @@ pub(crate) fn collect(vault: &Vault, dry_run: bool) -> Result<GcReport, Error> {
     let doomed = finalize(vault, epoch)?;
     let report = report(vault, &doomed)?;
     for segment in &doomed {
+        supervisor.check()?;
         vault.store.delete(&segment.key())?;
     }
     forget_collected(vault)?;
@@ -148,7 +177,7 @@ fn end_older_sessions(vault: &Vault, epoch: u64) -> Result<u64, Error> {
             Err(error) => return Err(error),
         }
         match vault.store.holder(&registered.key)? {
-            Holder::Alive | Holder::Unsure(_) => alive += 1,
+            Holder::Alive | Holder::Unsure { .. } => alive += 1,
             Holder::Gone => heal::end(vault, registered.session, &registered.key)?,
         }
     }

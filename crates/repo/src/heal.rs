@@ -9,7 +9,7 @@
 //! whose segments are gone.
 
 use std::collections::HashSet;
-use std::thread;
+use std::time::Duration;
 
 use tintype_types::SnapshotId;
 
@@ -19,6 +19,7 @@ use crate::pointer::segment_prefix;
 use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
 use crate::slot;
 use crate::store::{Holder, Put};
+use crate::supervisor::Supervisor;
 use crate::vault::Vault;
 
 /// Ends all sessions whose process has surely died.
@@ -34,20 +35,26 @@ pub(crate) fn end_dead_sessions(vault: &Vault) -> Result<(), Error> {
 
 /// Watches all slots until it is known of each whether its holder lives. That
 /// takes no time where locks say so, and minutes where heartbeats do.
-pub(crate) fn watch_sessions(vault: &Vault) -> Result<(), Error> {
+pub(crate) fn watch_sessions(vault: &Vault, supervisor: &dyn Supervisor) -> Result<(), Error> {
     let keys = || Ok(slot::list(vault)?.into_iter().map(|registered| registered.key).collect());
     let mut watched: HashSet<String> = keys()?;
     loop {
         let there: HashSet<String> = keys()?;
-        let mut wait = None;
+        let mut wait: Option<(Duration, Duration)> = None;
         for key in watched.clone().intersection(&there) {
             match vault.store.holder(key)? {
-                Holder::Unsure(time) => wait = wait.max(Some(time)),
+                Holder::Unsure { look_again, at_most } => {
+                    let so_far = wait.unwrap_or_default();
+                    wait = Some((so_far.0.max(look_again), so_far.1.max(at_most)));
+                }
                 Holder::Alive | Holder::Gone => _ = watched.remove(key),
             }
         }
         match wait {
-            Some(time) => thread::sleep(time),
+            Some((look_again, at_most)) => {
+                supervisor.waits(watched.len(), at_most);
+                supervisor.pause(look_again)?;
+            }
             None => return Ok(()),
         }
     }

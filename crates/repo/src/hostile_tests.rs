@@ -379,8 +379,8 @@ fn ask_everything(path: &Path) -> Result<(), Error> {
             note(take(&repository, &image.root).map(drop));
         }
     }
-    note(repository.gc(GcParams { dry_run: true }).map(drop));
-    note(repository.gc(GcParams::default()).map(drop));
+    note(repository.gc(GcParams { dry_run: true }, &()).map(drop));
+    note(repository.gc(GcParams::default(), &()).map(drop));
     errors.into_iter().next().map_or(Ok(()), Err)
 }
 

@@ -25,9 +25,10 @@ use crate::site::Site;
 use crate::slot::{self, Slot};
 use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
+use crate::supervisor::Supervisor;
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
-use crate::verify::{self, Progress, VerifyLevel, VerifyReport};
+use crate::verify::{self, VerifyLevel, VerifyReport};
 use crate::{Error, Kind};
 
 const CONFIG: &str = "config";
@@ -234,9 +235,9 @@ impl Repository {
         &self,
         snapshots: &[SnapshotId],
         level: VerifyLevel,
-        progress: &dyn Progress,
+        supervisor: &dyn Supervisor,
     ) -> Result<VerifyReport, Error> {
-        verify::verify(&self.vault, snapshots, level, progress)
+        verify::verify(&self.vault, snapshots, level, supervisor)
     }
 
     /// Deletes a snapshot, as an act of its own; see `remove_all`.
@@ -283,9 +284,10 @@ impl Repository {
 
     /// Removes what no snapshot and no reader needs. Snapshots may be taken
     /// and deleted meanwhile, on any host; those that are being taken are
-    /// waited for by a later call. Killed anywhere, the next call goes on.
-    pub fn gc(&self, params: GcParams) -> Result<GcReport, Error> {
-        let report = self.even_if_full(|vault| gc::collect(vault, params.dry_run))?;
+    /// waited for by a later call. Killed or cancelled anywhere, the next call
+    /// goes on.
+    pub fn gc(&self, params: GcParams, supervisor: &dyn Supervisor) -> Result<GcReport, Error> {
+        let report = self.even_if_full(|vault| gc::collect(vault, params.dry_run, supervisor))?;
         self.vault.store.keep_reserve();
         Ok(report)
     }

@@ -20,6 +20,7 @@ use crate::record::SnapshotRecord;
 use crate::run::Change;
 use crate::segment::{Table, index};
 use crate::signed;
+use crate::supervisor::Supervisor;
 use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
@@ -35,17 +36,6 @@ pub enum VerifyLevel {
     /// Every byte, from this machine as far as it is kept there: what a restore
     /// reads right after.
     ReadNearby,
-}
-
-/// Is told how far a long operation has come.
-pub trait Progress: Sync {
-    /// `done` of `total` bytes are done; both may grow.
-    fn advance(&self, done: ByteCount, total: ByteCount);
-}
-
-/// Tells no one.
-impl Progress for () {
-    fn advance(&self, _done: ByteCount, _total: ByteCount) {}
 }
 
 /// What verification found.
@@ -70,9 +60,10 @@ pub(crate) fn verify(
     vault: &Arc<Vault>,
     ids: &[SnapshotId],
     level: VerifyLevel,
-    progress: &dyn Progress,
+    supervisor: &dyn Supervisor,
 ) -> Result<VerifyReport, Error> {
-    let mut check = Check { vault, report: VerifyReport::default(), segments: BTreeMap::new() };
+    let mut check =
+        Check { vault, supervisor, report: VerifyReport::default(), segments: BTreeMap::new() };
     let records = if ids.is_empty() {
         let listing = listing::list(vault)?;
         check.report.damaged = listing.damaged;
@@ -84,7 +75,7 @@ pub(crate) fn verify(
     for record in &records {
         check.snapshot(record)?;
     }
-    check.all_segments(level, progress)?;
+    check.all_segments(level)?;
     let mut report = check.report;
     report.losses = loss::losses(vault, &records, &report.damaged)?;
     Ok(report)
@@ -92,6 +83,7 @@ pub(crate) fn verify(
 
 struct Check<'a> {
     vault: &'a Vault,
+    supervisor: &'a dyn Supervisor,
     report: VerifyReport,
     segments: BTreeMap<SegmentName, Needed>,
 }
@@ -156,6 +148,7 @@ impl Check<'_> {
         if !seen.insert(*pointer) {
             return Ok(());
         }
+        self.supervisor.check()?;
         self.pointer(pointer, FrameKind::Node, snapshot)?;
         let node = match self.vault.node(pointer) {
             Ok(node) => node,
@@ -262,11 +255,12 @@ impl Check<'_> {
         Ok(needed.table.clone())
     }
 
-    fn all_segments(&mut self, level: VerifyLevel, progress: &dyn Progress) -> Result<(), Error> {
+    fn all_segments(&mut self, level: VerifyLevel) -> Result<(), Error> {
         let sizes: u64 = self.segments.values().filter_map(|n| n.table.as_ref()).map(size_of).sum();
         let names: Vec<_> = self.segments.keys().copied().collect();
         let mut done = 0;
         for name in names {
+            self.supervisor.check()?;
             self.report.segments += 1;
             let Some(table) = self.segments[&name].table.clone() else { continue };
             let frames = u64::try_from(table.entries().len()).expect("a usize fits in 64 bits");
@@ -276,7 +270,7 @@ impl Check<'_> {
                 self.report.damaged.extend(damaged);
                 done += size_of(&table);
                 self.report.read_bytes = ByteCount(done);
-                progress.advance(ByteCount(done), ByteCount(sizes));
+                self.supervisor.advance(ByteCount(done), ByteCount(sizes));
             }
         }
         // Damage is reported where it is met first; every snapshot that needs

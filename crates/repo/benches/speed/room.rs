@@ -48,7 +48,7 @@ pub(crate) fn measure(first: &State, second: &State, folder: &Path, seed: u64) -
         Ok((report.read_bytes.get(), ()))
     })?;
     repository.remove(one.id)?;
-    timed("gc", || Ok((repository.gc(GcParams::default())?.freed_bytes.get(), ())))?;
+    timed("gc", || Ok((repository.gc(GcParams::default(), &())?.freed_bytes.get(), ())))?;
     std::fs::remove_dir_all(folder)?;
     Ok(())
 }

@@ -63,9 +63,13 @@ pub(crate) enum Holder {
     /// It has ended or let go, or has been silent for so long that it is taken
     /// for dead. Where [`Store::has_late_writes`], that may be wrong.
     Gone,
-    /// It has not been watched for long enough; the answer may be another one
-    /// after this time.
-    Unsure(Duration),
+    /// It has not been watched for long enough.
+    Unsure {
+        /// The answer may be another one after this time.
+        look_again: Duration,
+        /// It is another one after this time.
+        at_most: Duration,
+    },
 }
 
 /// Keeps an object held until dropped.

@@ -62,7 +62,7 @@ impl Seen {
         match self.has_moved {
             _ if left.is_zero() => Holder::Gone,
             true => Holder::Alive,
-            false => Holder::Unsure(left.min(pulse.beat)),
+            false => Holder::Unsure { look_again: left.min(pulse.beat), at_most: left },
         }
     }
 }
@@ -235,7 +235,10 @@ mod tests {
         let [holder, watcher] = [(); 2].map(|()| Shared::new(memory.clone(), PULSE));
         let key = "slot/00000000/a1";
         let hold = holder.put_held(key, b"x").unwrap().unwrap();
-        assert!(matches!(watcher.holder(key).unwrap(), Holder::Unsure(_)), "one look is too few");
+        assert!(
+            matches!(watcher.holder(key).unwrap(), Holder::Unsure { .. }),
+            "one look is too few"
+        );
         assert_eq!(judgement(&watcher, key, Duration::from_millis(200)), Holder::Alive);
         assert_eq!(judgement(&watcher, key, PULSE.patience * 2), Holder::Alive);
         drop(hold);

@@ -58,7 +58,7 @@ fn of_all_kinds() -> (tempfile::TempDir, Repository, Vec<Vec<u8>>) {
     expected[1][..40 * BLOCK].copy_from_slice(&content(1, 40 * BLOCK));
     let collected = take(&repository, &content(4, 50 * BLOCK), None);
     repository.remove(collected.id).unwrap();
-    repository.gc(tintype_repo::GcParams::default()).unwrap();
+    repository.gc(tintype_repo::GcParams::default(), &()).unwrap();
     let first = take(&repository, &expected[0], None);
     take(&repository, &expected[1], Some(&first));
     let third = take(&repository, &expected[2], None);

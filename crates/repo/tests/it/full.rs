@@ -62,7 +62,7 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     repository.remove(record.id).unwrap();
     let id = repository.snapshots().unwrap().records[0].id;
     repository.remove(id).unwrap();
-    assert!(repository.gc(tintype_repo::GcParams::default()).unwrap().segments > 0);
+    assert!(repository.gc(tintype_repo::GcParams::default(), &()).unwrap().segments > 0);
     assert_eq!(repository.usage().unwrap().segments, 0);
     assert!(path.join("reserve").exists());
     drop((repository, filler));

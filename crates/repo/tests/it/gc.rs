@@ -1,15 +1,18 @@
 //! Deletion, undo, collection and pins on a real folder.
 
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
 use proptest::prelude::*;
 use tintype_repo::{
-    GcParams, ImageParams, Kind, Repository, SnapshotRecord, Unwritten, VerifyLevel,
+    Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord, Supervisor, Unwritten,
+    VerifyLevel,
 };
 use tintype_types::ByteCount;
 
 use crate::support::{BLOCK, begin, content, draft, files, new_repository, read_all, take};
 
 fn collect(repository: &Repository) -> tintype_repo::GcReport {
-    repository.gc(GcParams::default()).unwrap()
+    repository.gc(GcParams::default(), &()).unwrap()
 }
 
 fn chain(repository: &Repository, count: u64) -> (Vec<SnapshotRecord>, Vec<Vec<u8>>) {
@@ -44,11 +47,9 @@ fn deleting_all_gives_all_space_back() {
     for record in &records {
         repository.remove(record.id).unwrap();
     }
-    let would = repository.gc({
-        let mut params = GcParams::default();
-        params.dry_run = true;
-        params
-    });
+    let mut params = GcParams::default();
+    params.dry_run = true;
+    let would = repository.gc(params, &());
     let report = collect(&repository);
     assert_eq!(would.unwrap(), report);
     assert!(report.segments >= 6 && report.freed_bytes.get() > 0, "{report:?}");
@@ -114,6 +115,61 @@ fn collection_waits_for_a_session_and_spares_what_it_commits() {
 }
 
 #[test]
+fn a_collection_is_of_all_that_was_deleted_before_it() {
+    let (_folder, repository) = new_repository();
+    let (records, images) = chain(&repository, 3);
+    let session = begin(&repository);
+    repository.remove(records[0].id).unwrap();
+    assert_eq!(collect(&repository).waiting_for, 1, "an epoch has begun");
+    drop(session);
+    repository.remove(records[1].id).unwrap();
+    collect(&repository);
+    check_good(&repository, &records[2..], &images[2..]);
+    assert_eq!(collect(&repository), tintype_repo::GcReport::default());
+}
+
+/// Cancels after some looks.
+struct Limited(AtomicU64);
+
+impl Supervisor for Limited {
+    fn is_cancelled(&self) -> bool {
+        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err()
+    }
+}
+
+#[test]
+fn what_was_cancelled_anywhere_goes_on() {
+    let (_folder, repository) = new_repository();
+    let (mut records, mut images) = chain(&repository, 20);
+    let cancelled = |result: Result<(), Error>| match result {
+        Ok(()) => false,
+        Err(error) => {
+            assert_eq!(error.kind(), Kind::Interrupted);
+            true
+        }
+    };
+    for looks in 0.. {
+        let limited = Limited(AtomicU64::new(looks));
+        let result = repository.verify(&[], VerifyLevel::ReadData, &limited);
+        if !cancelled(result.map(drop)) {
+            assert!(looks > 10);
+            break;
+        }
+    }
+    for looks in 0..4 {
+        repository.remove(records.remove(0).id).unwrap();
+        images.remove(0);
+        let limited = Limited(AtomicU64::new(looks));
+        let result = repository.gc(GcParams::default(), &limited);
+        assert!(cancelled(result.map(drop)) || looks > 1, "{looks}");
+        check_good(&repository, &records, &images);
+    }
+    collect(&repository);
+    check_good(&repository, &records, &images);
+    assert_eq!(collect(&repository), tintype_repo::GcReport::default());
+}
+
+#[test]
 fn a_root_that_was_collected_is_no_parent() {
     let (_folder, repository) = new_repository();
     let (records, images) = chain(&repository, 1);
@@ -142,7 +198,7 @@ fn damage_stops_collection() {
     let path = repository.path().join(format!("outcome/{}", records[1].id));
     std::fs::write(&path, "damaged").unwrap();
     let before = repository.usage().unwrap();
-    assert_eq!(repository.gc(GcParams::default()).unwrap_err().kind(), Kind::Damaged);
+    assert_eq!(repository.gc(GcParams::default(), &()).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(repository.usage().unwrap(), before);
     // A damaged snapshot can be given up, and then collection goes on.
     repository.remove(records[1].id).unwrap();

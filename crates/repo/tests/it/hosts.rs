@@ -6,11 +6,13 @@ use std::env;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tintype_repo::{
-    GcParams, InitParams, Kind, Location, Repository, S3Access, SessionParams, Site, VerifyLevel,
+    GcParams, InitParams, Kind, Location, Repository, S3Access, SessionParams, Site, Supervisor,
+    VerifyLevel,
 };
 use tintype_testkit::{Error as KitError, S3Flaw, S3Server};
 
@@ -78,7 +80,7 @@ fn keeps_and_collects(server: Option<S3Server>) {
     repository.remove(first.id).unwrap();
     repository.undo_remove(first.id).unwrap();
     repository.remove(first.id).unwrap();
-    let report = repository.gc(GcParams::default()).unwrap();
+    let report = repository.gc(GcParams::default(), &()).unwrap();
     assert!(report.segments > 0 && report.waiting_for == 0, "{report:?}");
     let other_host = Repository::open_at(&site, &[]).unwrap();
     let ids: Vec<_> = other_host.snapshots().unwrap().records.iter().map(|r| r.id).collect();
@@ -103,15 +105,50 @@ fn a_session_that_was_silent_is_fenced_for_ever() {
     let root = write_image(&session, &image(2), None);
     let begun = Instant::now();
     collector.remove(kept.id).unwrap();
-    assert_eq!(collector.gc(GcParams::default()).unwrap().waiting_for, 0);
+    assert_eq!(collector.gc(GcParams::default(), &()).unwrap().waiting_for, 0);
     assert!(begun.elapsed() >= Duration::from_secs(3), "a first look decides nothing");
-    collector.gc(GcParams::default()).unwrap();
+    collector.gc(GcParams::default(), &()).unwrap();
     let error = session.commit(draft(vec![("ram", root)])).unwrap_err();
     assert_eq!(error.kind(), Kind::Fenced);
     assert_eq!(collector.snapshots().unwrap().records, []);
     // What it stored after its end is collected like everything else.
-    collector.gc(GcParams::default()).unwrap();
+    collector.gc(GcParams::default(), &()).unwrap();
     assert_eq!(collector.usage().unwrap().segments, 0);
+}
+
+/// Cancels as soon as it is waited for anybody.
+#[derive(Default)]
+struct Impatient {
+    waits: Mutex<Vec<(usize, Duration)>>,
+}
+
+impl Supervisor for Impatient {
+    fn waits(&self, sessions: usize, at_most: Duration) {
+        self.waits.lock().unwrap().push((sessions, at_most));
+    }
+
+    fn is_cancelled(&self) -> bool {
+        !self.waits.lock().unwrap().is_empty()
+    }
+}
+
+#[test]
+fn a_collection_that_waits_can_be_ended() {
+    let Some(server) = server() else { return };
+    let site = site(&server.endpoint(), &server.new_bucket().unwrap());
+    let repository = Repository::init_at(&site, InitParams::default()).unwrap();
+    let deleted = take(&repository, &image(1), None);
+    repository.remove(deleted.id).unwrap();
+    let session = begin(&repository);
+    let other_host = Repository::open_at(&site, &[]).unwrap();
+    let impatient = Impatient::default();
+    let ended = other_host.gc(GcParams::default(), &impatient).unwrap_err();
+    assert_eq!(ended.kind(), Kind::Interrupted);
+    let waits = impatient.waits.into_inner().unwrap();
+    let patience = site.s3.unwrap().patience;
+    assert!(matches!(waits[..], [(1, at_most)] if at_most <= patience), "{waits:?}");
+    drop(session);
+    assert!(other_host.gc(GcParams::default(), &()).unwrap().segments > 0);
 }
 
 #[test]
@@ -124,9 +161,9 @@ fn a_session_at_work_is_left_alone() {
     let root = write_image(&session, &image(2), None);
     collector.remove(deleted.id).unwrap();
     let other_host = Repository::open_at(&site, &[]).unwrap();
-    assert_eq!(other_host.gc(GcParams::default()).unwrap().waiting_for, 1);
+    assert_eq!(other_host.gc(GcParams::default(), &()).unwrap().waiting_for, 1);
     let record = session.commit(draft(vec![("ram", root)])).unwrap();
-    assert!(other_host.gc(GcParams::default()).unwrap().segments > 0);
+    assert!(other_host.gc(GcParams::default(), &()).unwrap().segments > 0);
     assert!(read_all(&other_host, &record.images[0].root) == image(2));
 }
 
@@ -169,7 +206,7 @@ fn child_that_is_a_host() {
             repository.remove(oldest.id).unwrap();
         }
         if round % 3 == 2 {
-            match repository.gc(GcParams::default()) {
+            match repository.gc(GcParams::default(), &()) {
                 Ok(report) => println!("collected {}", report.segments),
                 // Another one has deleted what this one was looking at.
                 Err(error) if error.kind() == Kind::Damaged => println!("gave way {error}"),
@@ -283,11 +320,8 @@ fn take_delete_collect_and_die(server: Option<S3Server>, life: Duration) {
     }
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, []);
-    // The first call may only end the collection of a host that was killed in it.
-    for _ in 0..2 {
-        let last = repository.gc(GcParams::default()).unwrap();
-        assert_eq!(last.waiting_for, 0, "the dead are ended");
-    }
+    let last = repository.gc(GcParams::default(), &()).unwrap();
+    assert_eq!(last.waiting_for, 0, "the dead are ended");
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, []);
     assert_eq!(report.segments, repository.usage().unwrap().segments, "nothing of them is left");

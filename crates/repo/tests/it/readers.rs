@@ -235,7 +235,7 @@ impl Scene<'_> {
                 self.there.sort_by_key(|written| written.record.sequence);
             }
             2 => {
-                self.repository.gc(GcParams::default()).unwrap();
+                self.repository.gc(GcParams::default(), &()).unwrap();
                 self.deleted.clear();
             }
             3 => drop(self.write()),
