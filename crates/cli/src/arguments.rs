@@ -153,6 +153,12 @@ pub(crate) enum Command {
         #[arg(long)]
         read_data: bool,
     },
+    /// Mend what is damaged, and keep new snapshots away from what cannot be mended.
+    Repair {
+        /// A copy of the repository, to take from it what is damaged here.
+        #[arg(long, value_name = "URL")]
+        from: Option<PathBuf>,
+    },
     /// Say what this machine and a VM can do, what blocks what, and what is done instead.
     Doctor {
         /// The VM.

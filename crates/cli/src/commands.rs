@@ -80,6 +80,13 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
                 return Ok(Exit::Damage);
             }
         }
+        Command::Repair { from } => {
+            let summary = engine.repair(from.as_deref())?;
+            output.result(&summary, || text::repair(&summary));
+            if !summary.damaged.is_empty() {
+                return Ok(Exit::Damage);
+            }
+        }
         Command::Doctor { vm } => {
             let findings = engine.doctor(vm.as_ref())?;
             output.result(&json!({"findings": findings}), || text::doctor(&findings, output));

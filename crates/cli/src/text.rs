@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, LostPart, Purpose, RevertReport, Snapshot, SnapshotReport, VerifySummary,
-    VmReport,
+    Finding, Health, LostPart, Purpose, RepairSummary, RevertReport, Snapshot, SnapshotReport,
+    VerifySummary, VmReport,
 };
 use tintype_types::{ByteCount, SnapshotId, VmName};
 
@@ -230,6 +230,32 @@ pub(crate) fn verify(summary: &VerifySummary) -> String {
         return text;
     }
     let _ = writeln!(text, "{} damaged", summary.damaged.len());
+    for damage in &summary.damaged {
+        let _ = writeln!(text, "  {damage}");
+    }
+    for part in &summary.lost {
+        lost(&mut text, part);
+    }
+    text
+}
+
+/// Describes a repair.
+pub(crate) fn repair(summary: &RepairSummary) -> String {
+    let mut text = String::new();
+    for (keys, meaning) in [
+        (&summary.repaired, "is whole again"),
+        (&summary.quarantined, "cannot be mended: no new snapshot will rely on it"),
+        (&summary.released, "can be relied on again"),
+    ] {
+        for key in keys {
+            let _ = writeln!(text, "{key} {meaning}");
+        }
+    }
+    if summary.damaged.is_empty() {
+        text.push_str(if summary.found.is_empty() { "nothing is damaged" } else { "all good" });
+        return text;
+    }
+    let _ = writeln!(text, "still damaged, {} places:", summary.damaged.len());
     for damage in &summary.damaged {
         let _ = writeln!(text, "  {damage}");
     }

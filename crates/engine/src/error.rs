@@ -10,6 +10,9 @@ use tintype_types::VmName;
 /// A result whose error is this room's.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// What to do when something of the repository is damaged.
+pub(crate) const DAMAGE_HINT: &str = "`tintype verify --read-data` lists what is damaged and what that costs, `tintype repair` mends what it can";
+
 /// The stable kinds of [`Error`]; front ends choose their exit code by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -75,6 +78,9 @@ impl Error {
             || repository == Some(tintype_repo::Kind::Interrupted)
         {
             self.kind = ErrorKind::Interrupted;
+        }
+        if repository == Some(tintype_repo::Kind::Damaged) {
+            self.hint.get_or_insert_with(|| DAMAGE_HINT.to_owned());
         }
         self.source = Some(source);
         self

@@ -18,6 +18,7 @@ mod memory;
 mod observer;
 mod powered_off;
 mod removal;
+mod repair;
 mod revert;
 mod sink;
 mod snapshots;
@@ -42,6 +43,7 @@ pub use home::Home;
 pub use keys::{EncryptionKind, InitReport};
 pub use observer::{Observer, Progress, Silence, Step};
 pub use removal::{CollectionReport, RemovalReport, UndoReport};
+pub use repair::RepairSummary;
 pub use revert::RevertReport;
 pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
@@ -104,6 +106,11 @@ impl Engine {
         if self.config.repository.is_none() && !place.exists() {
             return self.make_default_repository(place);
         }
+        self.open_repository(place)
+    }
+
+    /// Opens the repository that is in a place.
+    pub(crate) fn open_repository(&self, place: &Path) -> Result<Repository> {
         let open = |keys: &[Encryption]| Repository::open_at(&self.site(place)?, keys);
         let mut opened = open(&self.keys_at_hand()?);
         if opened.as_ref().is_err_and(tintype_repo::Error::wants_passphrase)

@@ -102,13 +102,9 @@ impl Engine {
         params.dry_run = dry_run;
         let collected = self.repository()?.gc(params, &self.supervisor("collecting"));
         let report = collected.map_err(|error| {
-            let what = Error::failed("cannot collect garbage");
-            let what = if is_damage(&error) {
-                what.hint("run `tintype verify` to list every damaged snapshot")
-            } else {
-                what
-            };
-            what.because(error).state("what snapshots need is where it was")
+            Error::failed("cannot collect garbage")
+                .because(error)
+                .state("what snapshots need is where it was")
         })?;
         Ok(CollectionReport {
             dry_run,

@@ -21,7 +21,7 @@ use tintype_vm::{Afterwards, Cancel, Guest};
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Purpose, Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
 use crate::intent::Intent;
 use crate::memory;
@@ -258,8 +258,7 @@ impl Engine {
             .map_err(|error| error.state_unless_known("nothing was changed"))?;
         match report.damaged.first() {
             None => Ok(()),
-            Some(damage) => Err(refused(damage.to_string())
-                .hint("run `tintype verify` to list every damaged snapshot")),
+            Some(damage) => Err(refused(damage.to_string()).hint(DAMAGE_HINT)),
         }
     }
 

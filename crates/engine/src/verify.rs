@@ -59,7 +59,8 @@ impl Engine {
     }
 }
 
-fn lost_part(repository: &Repository, loss: Loss) -> LostPart {
+/// Names a loss as people do.
+pub(crate) fn lost_part(repository: &Repository, loss: Loss) -> LostPart {
     let Loss { snapshot, part, ranges } = loss;
     let record = repository.snapshot(snapshot);
     let name = record.map_or_else(|_| snapshot.short(), |r| format!("{}@{}", r.vm_name, r.name));

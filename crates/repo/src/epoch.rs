@@ -110,6 +110,30 @@ pub(crate) fn read(vault: &Vault, epoch: u64, stage: Stage) -> Result<Segments, 
     signed::read(vault, &key, KIND)?.iter().map(segment).collect()
 }
 
+/// Replaces an epoch's object that cannot be read by one that says nothing, if
+/// that is safe; whether it was.
+///
+/// What was done says nothing any more. Of an epoch under way nobody knows what
+/// was condemned, so it has to end with nothing deleted, or with what somebody
+/// has decided already. That decision is the one thing that cannot be replaced.
+pub(crate) fn settle(vault: &Vault, damaged: &str) -> Result<bool, Error> {
+    let (epoch, stage) = newest(vault)?;
+    let none = Segments::new();
+    let segments = if stage == Stage::Done || !damaged.starts_with(&key(epoch, Stage::Condemned)) {
+        none
+    } else if damaged == key(epoch, Stage::Condemned) {
+        put(vault, epoch, Stage::Final, &none)?;
+        match read(vault, epoch, Stage::Final) {
+            Err(Error::Damaged(_)) => return Ok(false),
+            decided => decided?,
+        }
+    } else {
+        return Ok(false);
+    };
+    let lines: Vec<_> = segments.iter().map(SegmentName::key).collect();
+    vault.store.replace(damaged, &signed::encode(vault, damaged, KIND, &lines)).map(|()| true)
+}
+
 /// Returns what sessions of this epoch must not refer to.
 pub(crate) fn forbidden(vault: &Vault, newest: (u64, Stage)) -> Result<Segments, Error> {
     match newest {

@@ -147,6 +147,16 @@ pub(crate) fn forget(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
     keys.iter().try_for_each(|key| vault.store.delete(key))
 }
 
+/// Replaces an object that cannot be read by what it is taken for: a deletion of
+/// long ago, and an end that is none.
+pub(crate) fn settle(vault: &Vault, key: &str) -> Result<bool, Error> {
+    let line = match key.ends_with(".end") {
+        true => UNDONE.to_owned(),
+        false => Timestamp::UNIX_EPOCH.to_string(),
+    };
+    vault.store.replace(key, &signed::encode(vault, key, KIND, &[line])).map(|()| true)
+}
+
 fn put_end(vault: &Vault, snapshot: SnapshotId, number: u32, end: &str) -> Result<End, Error> {
     let key = format!("{}.end", key(snapshot, number));
     let object = signed::encode(vault, &key, KIND, &[end.to_owned()]);
@@ -161,6 +171,12 @@ fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
     let lines = match signed::read(vault, key, KIND) {
         // Only what was collected is forgotten, its outcome before its end.
         Err(Error::NotFound(_)) => return Ok(End::Collected),
+        // Nothing is lost by a snapshot that comes back, even if it is not all
+        // there any more; by one that is taken for collected, all is.
+        Err(Error::Damaged(damage)) => {
+            tracing::warn!(%damage, "a deletion is taken for undone");
+            return Ok(End::Undone);
+        }
         lines => lines?,
     };
     match lines.as_slice() {

@@ -104,7 +104,8 @@ fn read_known(vault: &Vault, key: &str) -> Result<Outcome, Error> {
     Ok(outcome)
 }
 
-fn session_of(key: &str) -> Option<SnapshotId> {
+/// Returns the session of an outcome's key.
+pub(crate) fn session_of(key: &str) -> Option<SnapshotId> {
     key.strip_prefix(PREFIX)?.parse().ok()
 }
 

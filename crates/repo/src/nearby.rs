@@ -104,8 +104,15 @@ impl Nearby {
         }
     }
 
+    /// Returns all parts of a segment from the first on that are here.
+    pub(crate) fn whole(&self, key: &str) -> Option<Vec<u8>> {
+        let parts = (0..SEGMENT_SIZE / PART).map_while(|number| read(&self.file(key, number)));
+        Some(parts.collect::<Vec<_>>().concat()).filter(|whole| !whole.is_empty())
+    }
+
     /// Forgets what a range was read from; whether anything of it was here.
     pub(crate) fn forget(&self, key: &str, offset: usize, len: usize) -> bool {
+        self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
         let parts = offset / PART..(offset + len).div_ceil(PART);
         let gone = parts.filter(|part| fs::remove_file(self.file(key, *part)).is_ok());
         gone.count() > 0
@@ -248,7 +255,7 @@ mod tests {
     use tintype_types::{SnapshotName, VmId, VmName};
 
     use crate::repository::create_in;
-    use crate::store::{Memory, Objects, Pulse, Shared};
+    use crate::store::{Listed, Memory, Objects, Pulse, Shared};
     use crate::{
         InitParams, Repository, SessionParams, SnapshotDraft, SnapshotRecord, VerifyLevel,
     };
@@ -391,6 +398,25 @@ mod tests {
         let report = far.open().verify(&[], VerifyLevel::ReadNearby, &()).unwrap();
         assert_eq!(report.damaged, []);
         far.must_read();
+    }
+
+    #[test]
+    fn what_is_damaged_far_away_is_repaired_from_here() {
+        let far = Far::new();
+        far.must_read();
+        let listed = far.memory.list("seg/").unwrap();
+        assert!(listed.len() > 1);
+        for Listed { key, size } in listed {
+            let good = far.memory.get(&key, size).unwrap();
+            let mut bad = good.clone();
+            bad[90] ^= 1;
+            for bad in [&bad[..], &good[..70], b""] {
+                far.memory.replace(&key, bad).unwrap();
+                let report = far.open().repair(None, &()).unwrap();
+                assert_eq!((report.repaired, report.damaged), (vec![key.clone()], vec![]));
+                assert!(far.memory.get(&key, size).unwrap() == good);
+            }
+        }
     }
 
     #[test]

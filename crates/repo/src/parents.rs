@@ -18,7 +18,7 @@ use crate::vault::Vault;
 /// The images that a session may refer to.
 #[derive(Debug)]
 pub(crate) struct Parents {
-    /// Condemned when the session began.
+    /// Condemned or quarantined when the session began.
     forbidden: Segments,
     /// Read when first asked, after the session's slot was put.
     listed: OnceLock<Vec<ImageRoot>>,
@@ -53,12 +53,15 @@ impl Parents {
         Ok(self.forbidden.is_empty() || self.avoids_forbidden(vault, root)?)
     }
 
-    /// Whether an image needs nothing that was condemned when the session
-    /// began: its deletion may have been undone since.
+    /// Whether an image needs nothing that was forbidden when the session began:
+    /// condemned, if its deletion was undone since, or damaged.
     fn avoids_forbidden(&self, vault: &Vault, root: &ImageRoot) -> Result<bool, Error> {
         let mut avoids = true;
         let visit = |place: &Place| avoids &= !self.forbidden.contains(&place.segment);
-        Reach::new(vault, visit).image(root)?;
-        Ok(avoids)
+        match Reach::new(vault, visit).image(root) {
+            Ok(()) => Ok(avoids),
+            Err(Error::Damaged(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }

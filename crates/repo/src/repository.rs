@@ -19,6 +19,7 @@ use crate::nearby::Nearby;
 use crate::pointer::hex;
 use crate::reader::ImageReader;
 use crate::record::{BlobId, SnapshotRecord};
+use crate::repair::{self, RepairReport};
 use crate::session::{Session, SessionParams};
 use crate::shares::{self, Shares};
 use crate::site::Site;
@@ -290,6 +291,26 @@ impl Repository {
         let report = self.even_if_full(|vault| gc::collect(vault, params.dry_run, supervisor))?;
         self.vault.store.keep_reserve();
         Ok(report)
+    }
+
+    /// Repairs what is damaged: from a copy of this repository if there is one,
+    /// and from what this machine keeps of it. Writes nothing if nothing is
+    /// damaged. What cannot be repaired is kept away from new snapshots.
+    pub fn repair(
+        &self,
+        copy: Option<&Repository>,
+        supervisor: &dyn Supervisor,
+    ) -> Result<RepairReport, Error> {
+        if let Some(copy) = copy
+            && copy.vault.id != self.vault.id
+        {
+            return Err(Error::Invalid(format!(
+                "{} is another repository, not a copy of {}",
+                copy.path.display(),
+                self.path.display()
+            )));
+        }
+        repair::repair(&self.vault, copy.map(|copy| &*copy.vault), supervisor)
     }
 
     /// Does what frees space, if need be with the space that was set aside.

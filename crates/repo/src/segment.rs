@@ -61,6 +61,14 @@ pub(crate) struct TableEntry {
     node: Option<NodeId>,
 }
 
+impl TableEntry {
+    /// Returns where the frame is in the segment, with its header.
+    pub(crate) fn range(&self) -> Range<usize> {
+        let start = index(self.offset);
+        start..start + FRAME_HEADER_LEN + index(self.stored)
+    }
+}
+
 /// The table of a segment: what it holds and where.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Table {

@@ -15,6 +15,7 @@ use tintype_types::SnapshotId;
 use crate::Error;
 use crate::epoch::{self, Segments};
 use crate::listing;
+use crate::quarantine;
 use crate::record::SnapshotRecord;
 use crate::signed;
 use crate::store::Hold;
@@ -49,7 +50,9 @@ pub(crate) fn register_writer(vault: &Vault) -> Result<Slot, Error> {
         let slot = put(vault, before.0, WRITER.to_owned())?;
         let after = epoch::newest(vault)?;
         if after.0 == before.0 {
-            return Ok(Slot { forbidden: epoch::forbidden(vault, after)?, ..slot });
+            let mut forbidden = epoch::forbidden(vault, after)?;
+            forbidden.extend(quarantine::read(vault)?);
+            return Ok(Slot { forbidden, ..slot });
         }
         slot.release(vault)?;
     }
@@ -60,7 +63,7 @@ pub(crate) fn register_reader(
     vault: &Vault,
     snapshot: SnapshotId,
 ) -> Result<(Slot, SnapshotRecord), Error> {
-    let slot = put(vault, epoch::newest(vault)?.0, format!("{READER}{snapshot}"))?;
+    let slot = put_reader(vault, snapshot)?;
     match listing::one(vault, snapshot) {
         Ok(record) => Ok((slot, record)),
         Err(error) => {
@@ -68,6 +71,11 @@ pub(crate) fn register_reader(
             Err(error)
         }
     }
+}
+
+/// Registers a reader of a snapshot that may not be there.
+pub(crate) fn put_reader(vault: &Vault, snapshot: SnapshotId) -> Result<Slot, Error> {
+    put(vault, epoch::newest(vault)?.0, format!("{READER}{snapshot}"))
 }
 
 /// Returns the snapshot that a slot's holder reads, `None` for a writer.

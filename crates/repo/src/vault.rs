@@ -201,6 +201,11 @@ impl Vault {
         self.nearby.as_ref().is_some_and(|nearby| nearby.forget(&name.key(), offset, len))
     }
 
+    /// Returns what this machine keeps of a segment, unverified, if that is all.
+    pub(crate) fn kept(&self, name: SegmentName) -> Option<Vec<u8>> {
+        self.nearby.as_ref()?.whole(&name.key())
+    }
+
     /// Returns a range of a segment, unverified, from this machine if it is there.
     pub(crate) fn range_nearby(
         &self,

@@ -6,6 +6,7 @@
 //! frame of these segments. It repairs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use tintype_types::{ByteCount, SnapshotId};
@@ -18,13 +19,13 @@ use crate::node::{Entry, Node};
 use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
-use crate::segment::{Table, index};
+use crate::segment::{Table, TableEntry, index};
 use crate::signed;
 use crate::supervisor::Supervisor;
 use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
-use crate::{Error, blob, epoch, gone};
+use crate::{Error, blob, epoch, gone, quarantine};
 
 /// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,7 +101,9 @@ struct Needed {
 impl Check<'_> {
     /// Reads what has a tag, also where its name alone says all.
     fn signed_objects(&mut self) -> Result<(), Error> {
-        for (prefix, kind) in [("gone/", gone::KIND), ("ep/", epoch::KIND)] {
+        let kinds =
+            [("gone/", gone::KIND), ("ep/", epoch::KIND), (quarantine::PREFIX, quarantine::KIND)];
+        for (prefix, kind) in kinds {
             for listed in self.vault.store.list(prefix)? {
                 match signed::read(self.vault, &listed.key, kind) {
                     // Removed since it was listed.
@@ -345,21 +348,30 @@ fn check_frames(
     };
     let mut damaged = Vec::new();
     for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
-        let at = index(entry.offset) - crate::segment::HEADER_LEN;
-        let stored = &bytes[at..at + HEADER_LEN + index(entry.stored)];
-        let decoded = vault.decode_frame(name, stored, number, entry.kind);
-        let good = decoded.and_then(|raw| {
-            let right = match Table::node_id(entry) {
-                Some(id) => vault.keys.node_id(entry.kind as u8, &raw) == id,
-                None => vault.keys.ids_of(&raw) == table.block_ids(entry),
-            };
-            right.then_some(()).ok_or(Malformed("the content is not what was written"))
-        });
-        if let Err(Malformed(reason)) = good {
+        let Range { start, end } = entry.range();
+        let stored = &bytes[start - crate::segment::HEADER_LEN..end - crate::segment::HEADER_LEN];
+        let checked = check_frame(vault, name, table, (number, entry), stored);
+        if let Err(Malformed(reason)) = checked {
             damaged.push(Damage::new(name.key(), Some(u64::from(entry.offset)), reason));
         }
     }
     Ok(damaged)
+}
+
+/// Decodes and hashes a frame, which is given with its header.
+pub(crate) fn check_frame(
+    vault: &Vault,
+    name: SegmentName,
+    table: &Table,
+    (number, entry): (u16, &TableEntry),
+    stored: &[u8],
+) -> Result<(), Malformed> {
+    let raw = vault.decode_frame(name, stored, number, entry.kind)?;
+    let is_right = match Table::node_id(entry) {
+        Some(id) => vault.keys.node_id(entry.kind as u8, &raw) == id,
+        None => vault.keys.ids_of(&raw) == table.block_ids(entry),
+    };
+    is_right.then_some(()).ok_or(Malformed("the content is not what was written"))
 }
 
 fn size_of_frames(table: &Table) -> u64 {

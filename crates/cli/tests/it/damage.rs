@@ -39,6 +39,50 @@ fn lost(report: &Value) -> Vec<(String, u64, u64)> {
 }
 
 #[test]
+fn is_repaired_from_a_copy_and_else_avoided() {
+    let vm = SwitchedOff::start();
+    vm.tintype.json(&["init", "--encryption", "keyfile"]);
+    vm.take("one", 1);
+    let repository = vm.path("home/repository");
+    let copy = vm.path("copy");
+    let copied = std::process::Command::new("cp").args(["-r", &repository, &copy]).status();
+    assert!(copied.unwrap().success());
+    assert_eq!(vm.tintype.json(&["repair", "--from", &copy])["found"], serde_json::json!([]));
+
+    let segment = largest_segment(&vm);
+    let good = fs::read(&segment).unwrap();
+    let mut bad = good.clone();
+    bad[5000] ^= 1;
+    fs::write(&segment, &bad).unwrap();
+    verify(&vm, 3, &["--read-data"]);
+    let text = vm.tintype.run(&["repair", "--from", &copy]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("is whole again") && text.ends_with("all good\n"), "{text}");
+    assert!(fs::read(&segment).unwrap() == good);
+    vm.tintype.json(&["revert", "web", "one", "--no-safety"]);
+
+    // Without a copy: what is still on the disk is stored again.
+    fs::write(&segment, &bad).unwrap();
+    let output = vm.tintype.run(&["--json", "repair"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["quarantined"].as_array().unwrap().len(), 1, "{report}");
+    assert_eq!(lost(&report).len(), 1);
+    vm.tintype.json(&["take", "web", "--name", "two"]);
+    assert_eq!(lost(&verify(&vm, 0, &["web@two", "--read-data"])), []);
+    vm.tintype.json(&["revert", "web", "two", "--no-safety"]);
+    vm.tintype.json(&["rm", "web@one"]);
+    vm.tintype.json(&["gc"]);
+    assert_eq!(vm.tintype.json(&["repair"])["released"].as_array().unwrap().len(), 1);
+
+    // What is no copy is refused, and what is not there is not made.
+    vm.tintype.json(&["--repo", &vm.path("other"), "init"]);
+    vm.fail(1, &["repair", "--from", &vm.path("other")]);
+    vm.fail(1, &["repair", "--from", &vm.path("nowhere")]);
+    assert!(!std::path::Path::new(&vm.path("nowhere")).exists());
+}
+
+#[test]
 fn is_told_by_snapshot_disk_and_offset() {
     let vm = SwitchedOff::start();
     vm.tintype.json(&["init", "--encryption", "none"]);

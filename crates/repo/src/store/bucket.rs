@@ -211,6 +211,13 @@ impl Objects for Bucket {
         Ok(found)
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        let path = self.path(key);
+        let put = self.client.put(&path, PutPayload::from(bytes.to_vec()));
+        self.runtime.block_on(put).map_err(|error| self.error("replace", key, error))?;
+        self.read_back(key, bytes)
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         match self.runtime.block_on(self.client.delete(&self.path(key))) {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),

@@ -29,6 +29,7 @@ fn conforms(objects: &dyn Objects) {
     first_put_wins(objects);
     reads_what_was_put(objects);
     lists_in_order(objects);
+    replaces(objects);
     deletes_twice(objects);
     keeps_big_objects(objects);
     one_of_many_wins(objects);
@@ -44,6 +45,18 @@ fn first_put_wins(objects: &dyn Objects) {
     assert_eq!(objects.put_if_absent("a/one", b"again").unwrap(), Put::Created);
     assert_eq!(objects.get("a/one", 100).unwrap(), b"again");
     objects.delete("a/one").unwrap();
+}
+
+fn replaces(objects: &dyn Objects) {
+    objects.put_if_absent("a/old", b"the old one").unwrap();
+    assert_eq!(objects.get_range("a/old", 4, 3).unwrap(), b"old");
+    for key in ["a/old", "a/new"] {
+        objects.replace(key, b"the new").unwrap();
+        assert_eq!(objects.get(key, 100).unwrap(), b"the new");
+        assert_eq!(objects.get_range(key, 4, 3).unwrap(), b"new");
+        assert_eq!(objects.size(key).unwrap(), Some(7));
+        objects.delete(key).unwrap();
+    }
 }
 
 fn reads_what_was_put(objects: &dyn Objects) {

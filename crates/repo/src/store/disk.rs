@@ -45,6 +45,8 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn create(&self, path: &str) -> io::Result<Box<dyn NewFile>>;
     /// Renames a file unless the new name is taken.
     fn rename_new(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Renames a file, in place of what has the new name.
+    fn rename_over(&self, from: &str, to: &str) -> io::Result<()>;
     /// Makes a folder for the owner only.
     fn make_folder(&self, path: &str) -> io::Result<()>;
     /// Makes the names in a folder durable.
@@ -139,6 +141,12 @@ impl Disk for Folder {
             }
             result => result.map_err(io::Error::from),
         }
+    }
+
+    fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.path(from), self.path(to))?;
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).remove(to);
+        Ok(())
     }
 
     fn make_folder(&self, path: &str) -> io::Result<()> {

@@ -71,6 +71,10 @@ impl<O: Objects> Objects for Faulty<O> {
         self.ask(prefix, || self.objects.list(prefix))
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.ask(key, || self.objects.replace(key, bytes))
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         self.ask(key, || self.objects.delete(key))
     }

@@ -201,6 +201,15 @@ impl Objects for LocalStore {
         Ok(found)
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        let folder = folder_of(key);
+        self.make_folder(folder)?;
+        let (temporary, _file) = self.write_temporary(bytes)?;
+        let renamed = self.disk.rename_over(&temporary, key);
+        renamed.map_err(|error| self.error("replace", key, error))?;
+        self.sync_folder(folder)
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         match self.disk.remove(key) {
             Ok(()) => self.sync_folder(folder_of(key)),

@@ -98,6 +98,11 @@ impl Objects for Memory {
         Ok(found.map(listed).collect())
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.lock().insert(key.to_owned(), bytes.to_vec());
+        Ok(())
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         if self.flaw != Some(Flaw::DeletesLate) {
             self.lock().remove(key);

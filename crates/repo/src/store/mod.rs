@@ -1,4 +1,4 @@
-//! Where objects are kept: write-once, put-if-absent only.
+//! Where objects are kept: write-once, put-if-absent; only repair replaces.
 //!
 //! ```text
 //! Objects   keys and bytes: what an S3 bucket can do
@@ -94,6 +94,10 @@ pub(crate) trait Objects: Send + Sync + fmt::Debug {
 
     /// Lists all objects whose key starts with `prefix`, sorted by key.
     fn list(&self, prefix: &str) -> Result<Vec<Listed>, Error>;
+
+    /// Puts an object durably in place of the one that is there, if one is: who
+    /// reads gets the one or the other. Only for bytes that mean the same.
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error>;
 
     /// Removes an object durably; one that is not there is no error.
     fn delete(&self, key: &str) -> Result<(), Error>;

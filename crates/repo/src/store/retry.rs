@@ -129,6 +129,10 @@ impl<O: Objects> Objects for Retry<O> {
         self.attempt(|| self.objects.list(prefix))
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.attempt(|| self.objects.replace(key, bytes))
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         self.attempt(|| self.objects.delete(key))
     }

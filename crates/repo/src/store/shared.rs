@@ -144,6 +144,10 @@ impl<O: Objects> Objects for Shared<O> {
         self.objects.list(prefix)
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.objects.replace(key, bytes)
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         self.objects.delete(key)
     }

@@ -274,6 +274,15 @@ impl Disk for SimulatedDisk {
         Ok(())
     }
 
+    fn rename_over(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.lock();
+        state.change()?;
+        let inode = *state.visible.get(from).ok_or(ErrorKind::NotFound)?;
+        state.rename(Change::Add(to.to_owned(), inode));
+        state.rename(Change::Remove(from.to_owned()));
+        Ok(())
+    }
+
     fn make_folder(&self, path: &str) -> io::Result<()> {
         let mut state = self.lock();
         state.change()?;

@@ -61,6 +61,11 @@ impl<O: Objects> Objects for Throttle<O> {
         self.objects.list(prefix)
     }
 
+    fn replace(&self, key: &str, bytes: &[u8]) -> Result<(), Error> {
+        self.pass(bytes.len());
+        self.objects.replace(key, bytes)
+    }
+
     fn delete(&self, key: &str) -> Result<(), Error> {
         self.objects.delete(key)
     }

@@ -15,6 +15,7 @@ mod memory;
 mod model;
 mod protocol;
 mod readers;
+mod repair;
 mod sparse;
 mod support;
 mod together;
