@@ -106,6 +106,7 @@ fn mend_segment(vault: &Vault, copy: Option<&Vault>, name: SegmentName) -> Resul
         Some(best) if ours.as_ref() != Some(&best) => {
             vault.store.replace(&key, &best)?;
             vault.forget(name, 0, SEGMENT_SIZE);
+            vault.keep(name, &best);
             Ok(true)
         }
         _ => Ok(false),
