@@ -8,8 +8,11 @@ use tintype_stream::{
 };
 use tintype_types::{BlockIndex, ByteCount};
 
-const LIMITS: Limits =
-    Limits { max_ram_blocks: 16, max_ram: ByteCount(1 << 20), max_device_state: ByteCount(1 << 16) };
+const LIMITS: Limits = Limits {
+    max_ram_blocks: 16,
+    max_ram: ByteCount(1 << 20),
+    max_device_state: ByteCount(1 << 16),
+};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&cut, stream)) = data.split_first() else { return };

@@ -63,7 +63,7 @@ pub(crate) fn newest(vault: &Vault) -> Result<(u64, Stage), Error> {
 }
 
 /// Reads exactly the digits that `key` writes.
-fn parse(number: &str) -> Option<u64> {
+pub(crate) fn parse(number: &str) -> Option<u64> {
     let number = number.parse().ok().filter(|parsed| format!("{parsed:08}") == number)?;
     (number <= LAST).then_some(number)
 }

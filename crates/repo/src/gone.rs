@@ -198,7 +198,8 @@ fn key(snapshot: SnapshotId, number: u32) -> String {
     format!("gone/{snapshot}-{number}")
 }
 
-fn parse(name: &str) -> Option<(SnapshotId, u32)> {
+/// Reads the name of a deletion.
+pub(crate) fn parse(name: &str) -> Option<(SnapshotId, u32)> {
     let (snapshot, number) = name.split_once('-')?;
     Some((snapshot.parse().ok()?, number.parse().ok()?))
 }

@@ -70,7 +70,8 @@ pub(crate) fn store(vault: &Vault, session: SnapshotId, mut hooks: Hooks) -> Res
     vault.store.put_if_absent(&key(session), &out).map(drop)
 }
 
-fn decode(bytes: &[u8]) -> Result<Hooks, Malformed> {
+/// Decodes hooks of untrusted bytes.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Hooks, Malformed> {
     let (content, checksum) = bytes.split_last_chunk::<32>().ok_or(Malformed("it ends early"))?;
     if blake3::hash(content).as_bytes() != checksum {
         return Err(Malformed("its checksum does not match"));

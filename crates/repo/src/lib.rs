@@ -23,6 +23,8 @@ mod diff;
 mod epoch;
 mod error;
 mod frame;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod gc;
 mod gone;
 mod heal;

@@ -38,7 +38,8 @@ fn key(segment: SegmentName) -> String {
     format!("{PREFIX}{}", name.rsplit('/').next().unwrap_or_default())
 }
 
-fn segment(key: &str) -> Option<SegmentName> {
+/// Reads the segment of a mark's key.
+pub(crate) fn segment(key: &str) -> Option<SegmentName> {
     let name = key.strip_prefix(PREFIX)?;
     SegmentName::from_key(&format!("seg/{}/{name}", name.get(..2)?))
 }

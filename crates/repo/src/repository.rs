@@ -92,7 +92,7 @@ pub struct Usage {
 /// The object `config`: written last, so a repository exists when it does.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Config {
+pub(crate) struct Config {
     tintype: u32,
     repository: RepositoryId,
     /// What a reader has to understand beyond the format's number.
@@ -379,7 +379,8 @@ fn put_json(store: &dyn Store, key: &str, value: &impl Serialize) -> Result<(), 
     }
 }
 
-fn parse_config(bytes: &[u8]) -> Result<Config, Error> {
+/// Reads the settings of a repository of untrusted bytes.
+pub(crate) fn parse_config(bytes: &[u8]) -> Result<Config, Error> {
     #[derive(Deserialize)]
     struct Version {
         tintype: u32,

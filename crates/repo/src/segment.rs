@@ -151,7 +151,8 @@ impl Table {
         }
     }
 
-    fn decode(bytes: &[u8], frames: u32, end: u32) -> Result<Self, Malformed> {
+    /// Decodes a table of untrusted bytes that has so many frames, which end there.
+    pub(crate) fn decode(bytes: &[u8], frames: u32, end: u32) -> Result<Self, Malformed> {
         if index(frames) > bytes.len() / ENTRY_LEN {
             return Err(Malformed("its table counts too many frames"));
         }

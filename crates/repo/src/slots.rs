@@ -69,7 +69,7 @@ pub(crate) type MasterKey = Zeroizing<[u8; 32]>;
 
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-enum StoredSlot {
+pub(crate) enum StoredSlot {
     None { key: String },
     KeyFile { sealed: String },
     Passphrase { salt: String, memory_kib: u32, passes: u32, lanes: u32, sealed: String },

@@ -6,6 +6,7 @@ mod accelerator;
 mod bench;
 mod demo;
 mod failure;
+mod fuzz;
 mod guests;
 mod process;
 mod setup;
@@ -31,6 +32,7 @@ const CHORES: &[Chore] = &[
     Chore { name: "bench", about: bench::ABOUT, run: bench::chore },
     Chore { name: "test", about: test::ABOUT, run: test::chore },
     Chore { name: "soak", about: soak::ABOUT, run: soak::chore },
+    Chore { name: "fuzz", about: fuzz::ABOUT, run: fuzz::chore },
     Chore { name: "tidy", about: tidy::ABOUT, run: tidy::chore },
 ];
 

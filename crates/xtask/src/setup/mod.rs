@@ -70,6 +70,9 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("libc6-dev", Probe::File("/usr/lib/x86_64-linux-gnu/libc.a")),
 ];
 
+/// What the fuzzer, which is C++, is compiled with.
+const FUZZER: &[(&str, Probe)] = &[("g++", Probe::Program("g++"))];
+
 /// What the benchmark of the repository compares with.
 const PEERS: &[(&str, Probe)] =
     &[("restic", Probe::Program("restic")), ("borgbackup", Probe::Program("borg"))];
@@ -95,6 +98,11 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
     backports::ensure_qemu(consent)?;
     install_missing(PACKAGES)
+}
+
+/// Installs what the fuzzer is compiled with; no other chore needs it.
+pub(crate) fn ensure_fuzzer() -> Result<(), Failure> {
+    install_missing(FUZZER)
 }
 
 /// Installs the programs that `bench repo` compares with; no other chore needs them.

@@ -16,7 +16,7 @@ use tally::{Listener, Tally};
 
 use crate::failure::Failure;
 use crate::setup::{self, Consent};
-use crate::{guests, process, tidy};
+use crate::{fuzz, guests, process, tidy};
 
 /// One line for the list of chores.
 pub(crate) const ABOUT: &str = "runs all that CI runs; with names of steps, only those";
@@ -42,6 +42,7 @@ const STEPS: &[Step] = &[
     Step { name: "tests", run: Run::tests },
     Step { name: "examples", run: Run::examples },
     Step { name: "docs", run: |_| docs() },
+    Step { name: "fuzz", run: |_| fuzz::all() },
 ];
 
 /// One run of the chore.
