@@ -131,9 +131,10 @@ fn needed_records(
     let deletions = Deletions::read(vault)?;
     let pinned = pinned(vault)?;
     let mut records = Vec::new();
-    let mut forgettable = deletions.collected().any(|snapshot| !pinned.contains(&snapshot));
+    let mut forgettable = !vault.store.has_late_writes()
+        && deletions.collected().any(|snapshot| !pinned.contains(&snapshot));
     for listed in vault.store.list("outcome/")? {
-        let id = listed.key["outcome/".len()..].parse::<SnapshotId>().ok();
+        let id = listing::session_of(&listed.key);
         if id.is_some_and(|id| is_deleted(&deletions, id) && !pinned.contains(&id)) {
             forgettable = true;
             continue;
@@ -147,6 +148,12 @@ fn needed_records(
         }
     }
     Ok((records, forgettable))
+}
+
+/// Returns the sessions of which there is an outcome.
+fn recorded(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
+    let listed = vault.store.list("outcome/")?;
+    Ok(listed.iter().filter_map(|listed| listing::session_of(&listed.key)).collect())
 }
 
 /// Returns the snapshots that readers have registered for.
@@ -222,9 +229,12 @@ fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
 fn forget_collected(vault: &Vault) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
     let pinned = pinned(vault)?;
+    let recorded = recorded(vault)?;
     for snapshot in deletions.collected().filter(|snapshot| !pinned.contains(snapshot)) {
-        vault.store.delete(&index::key(snapshot))?;
-        vault.store.delete(&outcome_key(snapshot))?;
+        if recorded.contains(&snapshot) {
+            vault.store.delete(&index::key(snapshot))?;
+            vault.store.delete(&outcome_key(snapshot))?;
+        }
         gone::forget(vault, snapshot)?;
     }
     Ok(())

@@ -41,17 +41,18 @@ pub(crate) struct Deletions {
 impl Deletions {
     pub(crate) fn read(vault: &Vault) -> Result<Self, Error> {
         let mut deletions = Self::default();
-        for listed in vault.store.list("gone/")? {
+        let listed = vault.store.list("gone/")?;
+        let ends = vault.at_once(&listed, |listed| match listed.key.ends_with(".end") {
+            true => read_end(vault, &listed.key).map(Some),
+            false => Ok(None),
+        });
+        for (listed, end) in listed.iter().zip(ends) {
             let name = &listed.key["gone/".len()..];
-            let (name, ended) = match name.strip_suffix(".end") {
-                Some(name) => (name, true),
-                None => (name, false),
-            };
+            let name = name.strip_suffix(".end").unwrap_or(name);
             let Some((snapshot, number)) = parse(name) else { continue };
-            let end = if ended { read_end(vault, &listed.key)? } else { End::Open };
             let of_snapshot = deletions.by_snapshot.entry(snapshot).or_default();
-            let known = of_snapshot.entry(number).or_insert(end);
-            if ended {
+            let known = of_snapshot.entry(number).or_insert(End::Open);
+            if let Some(end) = end? {
                 *known = end;
             }
         }
@@ -92,6 +93,11 @@ impl Deletions {
         }
         Ok(())
     }
+}
+
+/// Whether a snapshot was ever deleted, as far as that is not forgotten.
+pub(crate) fn is_known(vault: &Vault, snapshot: SnapshotId) -> Result<bool, Error> {
+    Ok(!vault.store.list(&format!("gone/{snapshot}-"))?.is_empty())
 }
 
 /// Deletes a snapshot. Deleting it twice is one deletion. What is deleted at
@@ -137,8 +143,12 @@ pub(crate) fn undo(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
     }
 }
 
-/// Removes all traces of a collected snapshot. The outcome has to be gone.
+/// Removes all traces of a collected snapshot. The outcome has to be gone, and
+/// must not come back: where a put may arrive late, they stay for ever.
 pub(crate) fn forget(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+    if vault.store.has_late_writes() {
+        return Ok(());
+    }
     let prefix = format!("gone/{snapshot}-");
     // Deletions before their ends: a deletion without an end is one more that
     // hides the snapshot, an end without a deletion means nothing.
@@ -168,7 +178,7 @@ fn put_end(vault: &Vault, snapshot: SnapshotId, number: u32, end: &str) -> Resul
 }
 
 fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
-    let lines = match signed::read(vault, key, KIND) {
+    let lines = match signed::read_unchanging(vault, key, KIND) {
         // Only what was collected is forgotten, its outcome before its end.
         Err(Error::NotFound(_)) => return Ok(End::Collected),
         // Nothing is lost by a snapshot that comes back, even if it is not all

@@ -14,6 +14,7 @@ use std::time::Duration;
 use tintype_types::SnapshotId;
 
 use crate::Error;
+use crate::gone;
 use crate::index;
 use crate::pointer::segment_prefix;
 use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
@@ -53,7 +54,7 @@ pub(crate) fn watch_sessions(vault: &Vault, supervisor: &dyn Supervisor) -> Resu
         match wait {
             Some((look_again, at_most)) => {
                 supervisor.waits(watched.len(), at_most);
-                supervisor.pause(look_again)?;
+                supervisor.pause(look_again, |time| vault.store.wait(time))?;
             }
             None => return Ok(()),
         }
@@ -74,7 +75,10 @@ pub(crate) fn end(vault: &Vault, session: SnapshotId, slot: &str) -> Result<(), 
             Err(error) => return Err(error),
         },
     };
-    if is_aborted {
+    // A slot that arrives late may be of a session that was committed, deleted and
+    // collected since. Others may need its segments.
+    let was_committed = is_aborted && gone::is_known(vault, session)?;
+    if is_aborted && !was_committed {
         tracing::info!(%session, "removing what a dead session left");
         vault.store.delete(&index::key(session))?;
         for segment in vault.store.list(&segment_prefix(session))? {

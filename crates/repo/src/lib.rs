@@ -29,6 +29,8 @@ mod gc;
 mod gone;
 mod heal;
 #[cfg(test)]
+mod host_tests;
+#[cfg(test)]
 mod hostile_tests;
 mod image;
 mod index;

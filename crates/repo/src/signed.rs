@@ -28,8 +28,17 @@ pub(crate) fn encode(vault: &Vault, key: &str, kind: &str, lines: &[String]) -> 
 
 /// Reads an object's lines.
 pub(crate) fn read(vault: &Vault, key: &str, kind: &str) -> Result<Vec<String>, Error> {
+    decode(vault, key, kind, &vault.store.get(key, MAX)?)
+}
+
+/// Reads the lines of an object that never changes, from this machine if it is
+/// right there.
+pub(crate) fn read_unchanging(vault: &Vault, key: &str, kind: &str) -> Result<Vec<String>, Error> {
+    vault.unchanging(key, MAX, |bytes| decode(vault, key, kind, bytes))
+}
+
+fn decode(vault: &Vault, key: &str, kind: &str, bytes: &[u8]) -> Result<Vec<String>, Error> {
     let damaged = |reason| Error::damaged(key, None, reason);
-    let bytes = vault.store.get(key, MAX)?;
     let tag_at = bytes.len().checked_sub(65).ok_or_else(|| damaged("it ends early"))?;
     let (text, tag) = bytes.split_at(tag_at);
     let expected = format!("{}\n", hex(&vault.keys.record_tag(vault.id, key, text)));

@@ -107,7 +107,8 @@ fn put(vault: &Vault, epoch: u64, line: String) -> Result<Slot, Error> {
     let object = signed::encode(vault, &key, KIND, &[line]);
     match vault.store.put_held(&key, &object)? {
         Some(hold) => Ok(Slot { id, key, forbidden: Segments::new(), hold }),
-        None => Err(Error::Invalid(format!("session {id} exists already"))),
+        // It was put, and ended by another process before that was known here.
+        None => Err(Error::Fenced(id)),
     }
 }
 

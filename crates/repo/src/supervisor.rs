@@ -1,7 +1,6 @@
 //! Who watches long work on a repository: hears how far it is, and may end it.
 
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tintype_types::ByteCount;
 
@@ -36,15 +35,15 @@ impl dyn Supervisor + '_ {
         if self.is_cancelled() { Err(Error::Interrupted) } else { Ok(()) }
     }
 
-    /// Waits; fails soon after the work should end.
-    pub(crate) fn pause(&self, time: Duration) -> Result<(), Error> {
-        let begun = Instant::now();
-        loop {
+    /// Waits by a clock; fails soon after the work should end.
+    pub(crate) fn pause(&self, time: Duration, wait: impl Fn(Duration)) -> Result<(), Error> {
+        let mut left = time;
+        while !left.is_zero() {
             self.check()?;
-            match time.saturating_sub(begun.elapsed()) {
-                Duration::ZERO => return Ok(()),
-                left => thread::sleep(left.min(SLICE)),
-            }
+            let slice = left.min(SLICE);
+            wait(slice);
+            left -= slice;
         }
+        self.check()
     }
 }

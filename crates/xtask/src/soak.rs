@@ -66,6 +66,15 @@ const SOAKS: &[Soak] = &[
         usual: 10_000_000,
     },
     Soak {
+        name: "worlds",
+        about: "lets hosts work on one bucket in simulated bad worlds",
+        package: "tintype-repo",
+        target: &["--lib"],
+        tests: &["host_tests::"],
+        counted: "worlds",
+        usual: 100_000,
+    },
+    Soak {
         name: "bucket",
         about: "lets hosts work on one bucket and die, on moto and on a Ceph gateway",
         package: "tintype-repo",

@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use super::disk::{Disk, Folder, Found, NewFile, RESERVE};
 use super::{Hold, Holder, Listed, Objects, Put, Store, is_key};
@@ -232,6 +233,10 @@ impl Store for LocalStore {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Holder::Gone),
             Err(error) => Err(self.error("lock", key, error)),
         }
+    }
+
+    fn wait(&self, time: Duration) {
+        std::thread::sleep(time);
     }
 
     fn has_late_writes(&self) -> bool {

@@ -10,6 +10,7 @@
 //! A store knows keys and bytes; it knows no format and decides nothing.
 
 mod bucket;
+mod clock;
 #[cfg(test)]
 mod conformance_tests;
 mod disk;
@@ -24,6 +25,8 @@ mod shared;
 #[cfg(test)]
 pub(crate) mod simulated;
 mod throttle;
+#[cfg(test)]
+pub(crate) mod world;
 
 use std::fmt;
 use std::time::Duration;
@@ -111,6 +114,9 @@ pub(crate) trait Store: Objects {
 
     /// Says whether a held object's holder still runs.
     fn holder(&self, key: &str) -> Result<Holder, Error>;
+
+    /// Waits, by the clock that tells who lives.
+    fn wait(&self, time: Duration);
 
     /// Whether a put may still take effect when its caller has given it up, or
     /// is taken for dead.

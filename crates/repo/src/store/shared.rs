@@ -13,11 +13,10 @@
 //! and there that stays (`heal`).
 
 use std::collections::HashMap;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::{self, JoinHandle};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+use super::clock::{Clock, Repeating, SystemClock};
 use super::{Hold, Holder, Listed, Objects, Put, Store};
 use crate::Error;
 
@@ -38,6 +37,7 @@ pub(crate) struct Pulse {
 pub(crate) struct Shared<O> {
     objects: Arc<O>,
     pulse: Pulse,
+    clock: Arc<dyn Clock>,
     seen: Mutex<HashMap<String, Seen>>,
 }
 
@@ -45,20 +45,25 @@ pub(crate) struct Shared<O> {
 #[derive(Debug, Clone)]
 struct Seen {
     beat: Option<u64>,
-    since: Instant,
+    since: Duration,
     /// Whether it was seen to change: the holder lived while it was watched.
     has_moved: bool,
 }
 
 impl<O: Objects> Shared<O> {
     pub(crate) fn new(objects: O, pulse: Pulse) -> Self {
-        Self { objects: Arc::new(objects), pulse, seen: Mutex::default() }
+        Self::by(Arc::new(SystemClock::new()), objects, pulse)
+    }
+
+    /// Like `new`, by another clock.
+    pub(crate) fn by(clock: Arc<dyn Clock>, objects: O, pulse: Pulse) -> Self {
+        Self { objects: Arc::new(objects), pulse, clock, seen: Mutex::default() }
     }
 }
 
 impl Seen {
-    fn judge(&self, pulse: Pulse) -> Holder {
-        let left = pulse.patience.saturating_sub(self.since.elapsed());
+    fn judge(&self, pulse: Pulse, now: Duration) -> Holder {
+        let left = pulse.patience.saturating_sub(now.saturating_sub(self.since));
         match self.has_moved {
             _ if left.is_zero() => Holder::Gone,
             true => Holder::Alive,
@@ -82,8 +87,14 @@ impl<O: Objects + 'static> Store for Shared<O> {
         match self.objects.put_if_absent(key, bytes)? {
             Put::Existed => Ok(None),
             Put::Created => {
-                let heart = Heart::start(Arc::clone(&self.objects), key, self.pulse.beat)?;
-                Ok(Some(Box::new(heart)))
+                let (objects, held) = (Arc::clone(&self.objects), key.to_owned());
+                let beats = Arc::new(Beats { objects, held, newest: Mutex::default() });
+                let work = Box::new({
+                    let beats = Arc::clone(&beats);
+                    move || beats.beat()
+                });
+                let beating = Some(self.clock.every(self.pulse.beat, work)?);
+                Ok(Some(Box::new(Heart { beats, beating })))
             }
         }
     }
@@ -92,16 +103,21 @@ impl<O: Objects + 'static> Store for Shared<O> {
         let beats = self.objects.list(&format!("{key}."))?;
         let beat = beats.iter().filter_map(|listed| Some(parse_beat(&listed.key)?.1)).max();
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Seen { beat, since: Instant::now(), has_moved: seen.contains_key(key) };
+        let time = self.clock.now();
+        let now = Seen { beat, since: time, has_moved: seen.contains_key(key) };
         let last = seen.entry(key.to_owned()).or_insert_with(|| now.clone());
         if last.beat != now.beat {
             *last = now;
         }
-        Ok(last.judge(self.pulse))
+        Ok(last.judge(self.pulse, time))
     }
 
     fn has_late_writes(&self) -> bool {
         true
+    }
+
+    fn wait(&self, time: Duration) {
+        self.clock.sleep(time);
     }
 
     fn keep_reserve(&self) {}
@@ -155,43 +171,56 @@ impl<O: Objects> Objects for Shared<O> {
 
 /// Puts heartbeats until dropped.
 #[derive(Debug)]
-struct Heart {
-    /// Closed to end the thread.
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+struct Heart<O: Objects> {
+    beats: Arc<Beats<O>>,
+    /// Dropped first: what puts them must not put another one.
+    beating: Option<Box<dyn Repeating>>,
 }
 
-impl Hold for Heart {}
+impl<O: Objects> Hold for Heart<O> {}
 
-impl Heart {
-    fn start<O: Objects + 'static>(
-        objects: Arc<O>,
-        key: &str,
-        beat: Duration,
-    ) -> Result<Self, Error> {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let held = key.to_owned();
-        let work = move || {
-            let mut newest = None;
-            while stopped.recv_timeout(beat) == Err(RecvTimeoutError::Timeout) {
-                match beat_once(&*objects, &held, &mut newest) {
-                    Ok(true) => {}
-                    // Somebody has ended the session; the commit will say so.
-                    Ok(false) => break,
-                    Err(error) => tracing::warn!(%error, "a heartbeat failed"),
-                }
+impl<O: Objects> Drop for Heart<O> {
+    fn drop(&mut self) {
+        drop(self.beating.take());
+        self.beats.end();
+    }
+}
+
+/// The heartbeats of one held object.
+#[derive(Debug)]
+struct Beats<O> {
+    objects: Arc<O>,
+    held: String,
+    newest: Mutex<Option<u64>>,
+}
+
+impl<O: Objects> Beats<O> {
+    fn newest(&self) -> MutexGuard<'_, Option<u64>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the next one; whether there will be others.
+    fn beat(&self) -> bool {
+        match beat_once(&*self.objects, &self.held, &mut self.newest()) {
+            Ok(true) => return true,
+            // Somebody has ended the session; the commit will say so.
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(%error, "a heartbeat failed");
+                return true;
             }
-            if let Some(number) = newest
-                && let Err(error) = objects.delete(&beat_key(&held, number))
-            {
-                tracing::debug!(%error, "a heartbeat stays until the next open");
-            }
-        };
-        let thread = thread::Builder::new()
-            .name("repo-beat".to_owned())
-            .spawn(work)
-            .map_err(|error| Error::io("start a thread for", std::path::Path::new(key), error))?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        }
+        self.end();
+        false
+    }
+
+    /// Removes the last one.
+    fn end(&self) {
+        if let Some(number) = self.newest().take()
+            && let Err(error) = self.objects.delete(&beat_key(&self.held, number))
+        {
+            tracing::debug!(%error, "a heartbeat stays until the next open");
+        }
     }
 }
 
@@ -209,18 +238,10 @@ fn beat_once(objects: &dyn Objects, held: &str, newest: &mut Option<u64>) -> Res
     Ok(true)
 }
 
-impl Drop for Heart {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if let Some(thread) = self.thread.take() {
-            // It has nothing to report that the log has not.
-            let _ = thread.join();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::thread;
+
     use super::super::memory::Memory;
     use super::*;
 

@@ -1,0 +1,360 @@
+//! Hosts that take, delete, undo, read and collect in one bucket at once, in a
+//! simulated world where everything goes wrong that may: seed after seed.
+//!
+//! What must hold: what was acknowledged is there, bit for bit, until somebody
+//! deletes it; what was deleted stays so until somebody undoes that; a reader
+//! gets the right bytes or, if it was suspended, an error; and when the last has
+//! gone, one collection leaves nothing that nobody needs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use jiff::Timestamp;
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
+
+use crate::gone;
+use crate::repository::create_in;
+use crate::store::simulated::Dice;
+use crate::store::world::{Line, Odds, World};
+use crate::store::{Budget, Memory, Pulse, Retry, Shared};
+use crate::{
+    Error, GcParams, ImageParams, InitParams, Kind, NamedImage, Repository, SessionParams,
+    SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
+};
+
+/// Hosts; one that was killed does not come back.
+const LIVES: usize = 4;
+/// What a host does in its life.
+const STEPS: u64 = 20;
+/// Seeds in CI.
+const SEEDS: u64 = 2_000;
+const ODDS: Odds = Odds {
+    lost_request: 40,
+    lost_answer: 40,
+    late_effect: 60,
+    short_listing: 20,
+    kill: 500,
+    suspension: 150,
+};
+const PULSE: Pulse = Pulse { beat: Duration::from_secs(10), patience: Duration::from_secs(180) };
+/// Attempts cost no real time.
+const BUDGET: Budget = Budget {
+    total: Duration::from_secs(600),
+    first: Duration::from_nanos(1),
+    longest: Duration::from_nanos(1),
+};
+
+fn setting(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// What is known of a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    There,
+    Deleted,
+    /// Hosts were at it at the same time, or did not hear how it ended.
+    Open,
+}
+
+#[derive(Debug)]
+struct Known {
+    id: SnapshotId,
+    fate: Fate,
+    /// Hosts that delete it or undo that; one that failed for ever, since what
+    /// it wanted may come about late.
+    busy: u32,
+}
+
+/// What is known of all snapshots, by the numbers that their contents are made of.
+#[derive(Debug, Default)]
+struct Fates(BTreeMap<u64, Known>);
+
+impl Fates {
+    fn begin(&mut self, number: u64, id: SnapshotId) {
+        let known = self.0.entry(number).or_insert(Known { id, fate: Fate::Open, busy: 0 });
+        known.busy += 1;
+        known.fate = Fate::Open;
+    }
+
+    fn end(&mut self, number: u64, fate: Fate) {
+        let known = self.0.get_mut(&number).expect("it was begun");
+        // What it meets, it may have been overtaken by.
+        known.busy -= u32::from(known.busy == 1);
+        if known.busy == 0 {
+            known.fate = fate;
+        }
+    }
+
+    fn deleted(&self) -> Vec<(u64, SnapshotId)> {
+        let deleted = self.0.iter().filter(|(_, known)| known.fate == Fate::Deleted);
+        deleted.map(|(number, known)| (*number, known.id)).collect()
+    }
+}
+
+fn image(number: u64) -> Vec<u8> {
+    let mut bytes = vec![7; 6 * BLOCK_SIZE];
+    for (block, bytes) in bytes.chunks_mut(BLOCK_SIZE).enumerate().skip(2) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&number.to_le_bytes()).update(&block.to_le_bytes());
+        hasher.finalize_xof().fill(&mut bytes[..64]);
+    }
+    bytes
+}
+
+fn open(line: &Line) -> Result<Repository, Error> {
+    let clock = Arc::new(line.clone());
+    let store = Shared::by(clock, Retry::new(line.clone(), BUDGET), PULSE);
+    Repository::open_in(Box::new(store), None, Path::new("s3://simulated"), &[])
+}
+
+fn number_of(record: &SnapshotRecord) -> u64 {
+    record.details.as_u64().expect("it was taken here")
+}
+
+/// A host in one of its lives.
+struct Host {
+    line: Line,
+    /// By how much its calendar is off, in seconds.
+    skew: i64,
+    fates: Arc<Mutex<Fates>>,
+}
+
+impl Host {
+    fn pick<T>(&self, items: &[T]) -> Option<usize> {
+        let sides = u64::try_from(items.len()).unwrap();
+        (sides > 0).then(|| usize::try_from(self.line.world.roll(sides)).unwrap())
+    }
+
+    fn fates(&self) -> MutexGuard<'_, Fates> {
+        self.fates.lock().unwrap()
+    }
+
+    /// Does one thing.
+    fn step(&self, repository: &Repository, number: u64) -> Result<(), Error> {
+        match self.line.world.roll(8) {
+            0..=2 => self.take(repository, number),
+            3 | 4 => self.delete(repository),
+            5 => self.undo(repository),
+            6 => self.read(repository),
+            _ => {
+                let report = repository.gc(GcParams::default(), &())?;
+                self.line.world.note(if report.segments > 0 { "collection" } else { "no garbage" });
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&self, repository: &Repository, number: u64) -> Result<(), Error> {
+        let records = repository.snapshots()?.records;
+        let parent = self.pick(&records).map(|at| records[at].images[0].root.clone());
+        let params = SessionParams { threads: Some(1), ..SessionParams::default() };
+        let session = repository.begin(params)?;
+        let content = image(number);
+        let size = ByteCount(u64::try_from(content.len()).unwrap());
+        let mut writer = session.image(ImageParams { size, parent, unwritten: Unwritten::Zero })?;
+        writer.write(0, &content)?;
+        let root = writer.finish()?;
+        let record = session.commit(SnapshotDraft {
+            vm: VmId::from_bytes([1; 16]),
+            vm_name: VmName::new("web").unwrap(),
+            name: SnapshotName::new("one").unwrap(),
+            parent: None,
+            created: Timestamp::from_second(1_800_000_000 + self.skew).unwrap(),
+            images: vec![NamedImage { name: "ram".to_owned(), root }],
+            blobs: Vec::new(),
+            details: serde_json::json!(number),
+        })?;
+        self.line.world.note("take");
+        // Others may have seen and deleted it already.
+        let known = Known { id: record.id, fate: Fate::There, busy: 0 };
+        self.fates().0.entry(number).or_insert(known);
+        Ok(())
+    }
+
+    fn delete(&self, repository: &Repository) -> Result<(), Error> {
+        let records = repository.snapshots()?.records;
+        let Some(at) = self.pick(&records) else { return Ok(()) };
+        let (number, id) = (number_of(&records[at]), records[at].id);
+        self.fates().begin(number, id);
+        let now = Timestamp::from_second(1_800_000_000 + self.skew).unwrap();
+        gone::delete(&repository.vault, id, now)?;
+        self.fates().end(number, Fate::Deleted);
+        self.line.world.note("deletion");
+        Ok(())
+    }
+
+    fn undo(&self, repository: &Repository) -> Result<(), Error> {
+        let deleted = self.fates().deleted();
+        let Some(at) = self.pick(&deleted) else { return Ok(()) };
+        let (number, id) = deleted[at];
+        self.fates().begin(number, id);
+        match repository.undo_remove(id) {
+            Ok(record) => {
+                assert_eq!(number_of(&record), number);
+                self.fates().end(number, Fate::There);
+                self.line.world.note("undo");
+                Ok(())
+            }
+            // It was collected, and nobody can undo that.
+            Err(error) if error.kind() == Kind::NotFound => {
+                self.fates().end(number, Fate::Deleted);
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn read(&self, repository: &Repository) -> Result<(), Error> {
+        let records = repository.snapshots()?.records;
+        let Some(at) = self.pick(&records) else { return Ok(()) };
+        let pin = repository.pin(records[at].id)?;
+        let read = read(repository, pin.record());
+        let is_trusted = !self.line.world.was_suspended(self.line.host);
+        match read {
+            Ok(bytes) => {
+                assert!(bytes == image(number_of(&records[at])), "wrong bytes");
+                self.line.world.note("reading");
+            }
+            Err(error) => {
+                let lost = matches!(error.kind(), Kind::Damaged | Kind::NotFound);
+                assert!(!(lost && is_trusted), "a pinned snapshot cannot be read: {error:?}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Lives until all is done or it is killed.
+    fn live(&self, life: usize) {
+        self.line.world.enter(self.line.host);
+        if let Ok(repository) = open(&self.line) {
+            for step in 0..STEPS {
+                let number = u64::try_from(life).unwrap() * 1_000 + step;
+                if let Err(error) = self.step(&repository, number)
+                    && !self.line.world.is_dead(self.line.host)
+                {
+                    self.must_be_expected(&error);
+                }
+                if self.line.world.is_dead(self.line.host) {
+                    break;
+                }
+            }
+        }
+        self.line.world.leave(self.line.host);
+    }
+
+    /// Who was suspended may be told that its session was ended, who pins that it
+    /// is too late; a short listing stops a collection.
+    fn must_be_expected(&self, error: &Error) {
+        let was_suspended = self.line.world.was_suspended(self.line.host);
+        match error.kind() {
+            Kind::Fenced | Kind::NotFound | Kind::Io => {}
+            Kind::Damaged => {
+                let is_short = error.to_string().contains("it is missing");
+                assert!(is_short || was_suspended, "{error:?}");
+            }
+            _ => panic!("{error:?}"),
+        }
+    }
+}
+
+fn read(repository: &Repository, record: &SnapshotRecord) -> Result<Vec<u8>, Error> {
+    let reader = repository.open_image(&record.images[0].root)?;
+    let mut bytes = vec![0; usize::try_from(reader.size().get()).unwrap()];
+    reader.read_at(0, &mut bytes)?;
+    Ok(bytes)
+}
+
+/// Lets a world run; returns what has happened in it.
+fn run(seed: u64) -> BTreeMap<&'static str, u64> {
+    let objects = Memory::default();
+    create_in(&Shared::new(objects.clone(), PULSE), &InitParams::default()).unwrap();
+    let world = World::new(objects.clone(), LIVES, ODDS, seed);
+    let fates = Arc::new(Mutex::new(Fates::default()));
+    thread::scope(|scope| {
+        let mut lives = Dice(seed ^ 0x5eed);
+        for host in 0..LIVES {
+            let host = Host {
+                line: Line { world: world.clone(), host },
+                skew: i64::try_from(lives.roll(20 * 31_557_600)).unwrap() - 10 * 31_557_600,
+                fates: Arc::clone(&fates),
+            };
+            scope.spawn(move || host.live(host.line.host));
+        }
+        world.begin();
+    });
+    world.settle();
+    check(objects, &fates.lock().unwrap(), seed);
+    world.counts()
+}
+
+/// Looks at what is left, as a host that comes when all others have gone.
+fn check(objects: Memory, fates: &Fates, seed: u64) {
+    let calm = Odds {
+        lost_request: 0,
+        lost_answer: 0,
+        late_effect: 0,
+        short_listing: 0,
+        kill: 0,
+        suspension: 0,
+    };
+    let line = Line { world: World::new(objects, 1, calm, seed), host: 0 };
+    line.world.begin();
+    line.world.enter(0);
+    let repository = open(&line).unwrap();
+    let found = |repository: &Repository| {
+        let listing = repository.snapshots().unwrap();
+        assert_eq!(listing.damaged, [], "seed {seed}");
+        let found = listing.records.into_iter().map(|record| (number_of(&record), record));
+        found.collect::<BTreeMap<_, _>>()
+    };
+    let before = found(&repository);
+    for (number, known) in &fates.0 {
+        let is_there = before.contains_key(number);
+        match known.fate {
+            Fate::There => assert!(is_there, "seed {seed}: snapshot {number} is lost"),
+            Fate::Deleted => assert!(!is_there, "seed {seed}: snapshot {number} came back"),
+            Fate::Open => {}
+        }
+    }
+    assert_eq!(repository.gc(GcParams::default(), &()).unwrap().waiting_for, 0, "seed {seed}");
+    let after = found(&repository);
+    assert!(after == before, "seed {seed}: a collection has changed what is there");
+    for (number, record) in &after {
+        assert!(read(&repository, record).unwrap() == image(*number), "seed {seed}: {number}");
+    }
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!(report.damaged, [], "seed {seed}");
+    assert_eq!(report.segments, repository.usage().unwrap().segments, "seed {seed}: left over");
+    line.world.leave(0);
+}
+
+#[test]
+fn hosts_in_a_bad_world_lose_nothing() {
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let first = setting("TINTYPE_SOAK_SEED").unwrap_or_else(|| now() * 10_000);
+    let count = setting("TINTYPE_SOAK_COUNT").unwrap_or(SEEDS);
+    eprintln!("{count} seeds, TINTYPE_SOAK_SEED={first}");
+    let counts = Mutex::new(BTreeMap::new());
+    let workers = u64::try_from(thread::available_parallelism().map_or(2, usize::from)).unwrap();
+    thread::scope(|scope| {
+        for worker in 0..workers {
+            let counts = &counts;
+            scope.spawn(move || {
+                for seed in (first..first + count).filter(|seed| seed % workers == worker) {
+                    let happened = run(seed);
+                    let mut counts = counts.lock().unwrap();
+                    for (what, times) in happened {
+                        *counts.entry(what).or_insert(0) += times;
+                    }
+                }
+            });
+        }
+    });
+    let counts = counts.into_inner().unwrap();
+    eprintln!("soak: {count} worlds, seed {first}, nothing lost; {counts:?}");
+    assert!(counts.len() == 12 || count < 100, "everything has happened: {counts:?}");
+}
