@@ -25,6 +25,12 @@ pub enum Error {
         /// The file that is missing.
         path: PathBuf,
     },
+    /// This machine cannot make a disk that remembers what was written to it.
+    #[error("there is no disk that could lose its power: {why}")]
+    NoPower {
+        /// What is missing.
+        why: String,
+    },
     /// The S3 server did not do what it was told.
     #[error("the S3 server said {said:?}")]
     S3 {

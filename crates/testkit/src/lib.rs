@@ -1,8 +1,9 @@
 //! Real guests for tests, benchmarks and the demo: builds their QEMU command
 //! lines, starts them, talks to them over the serial line and tidies up.
 //!
-//! Also an S3 server that is one. It knows nothing of snapshots, and takes part in no shipped program. The
-//! guests themselves are built by `cargo xtask guests`.
+//! Also real S3 servers, and real file systems that lose their power. It knows
+//! nothing of snapshots, and takes part in no shipped program. The guests
+//! themselves are built by `cargo xtask guests`.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -20,6 +21,7 @@ mod error;
 mod golden;
 mod guest;
 mod image;
+mod power;
 mod qemu;
 mod qmp;
 mod s3;
@@ -31,6 +33,7 @@ pub use disk::{Content, Disk, Format};
 pub use error::Error;
 pub use guest::{Guest, Prepared};
 pub use image::{GuestKind, guests_folder, workspace_folder};
+pub use power::{FileSystem, History, Kept, LoggedDisk, Mounted};
 pub use qemu::{Qemu, Release};
 pub use qmp::Qmp;
 pub use s3::{S3Flaw, S3Server, s3_server_folder};

@@ -84,6 +84,15 @@ const SOAKS: &[Soak] = &[
         usual: 300,
     },
     Soak {
+        name: "power",
+        about: "loses the power of real file systems, over and over",
+        package: "tintype-repo",
+        target: &["--test", "it"],
+        tests: &["power::"],
+        counted: "states",
+        usual: 10_000,
+    },
+    Soak {
         name: "kill",
         about: "kills processes that work on a repository",
         package: "tintype-repo",

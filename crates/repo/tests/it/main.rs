@@ -13,6 +13,7 @@ mod judge;
 mod keys;
 mod memory;
 mod model;
+mod power;
 mod protocol;
 mod readers;
 mod repair;

@@ -4,7 +4,7 @@
 
 mod apt;
 mod backports;
-pub(crate) mod s3;
+mod s3;
 
 use std::io::IsTerminal;
 use std::path::Path;
@@ -70,6 +70,10 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("libc6-dev", Probe::File("/usr/lib/x86_64-linux-gnu/libc.a")),
 ];
 
+/// What the tests need beside that: file systems that lose their power.
+const TESTS: &[(&str, Probe)] =
+    &[("xfsprogs", Probe::Program("mkfs.xfs")), ("btrfs-progs", Probe::Program("mkfs.btrfs"))];
+
 /// What the fuzzer, which is C++, is compiled with.
 const FUZZER: &[(&str, Probe)] = &[("g++", Probe::Program("g++"))];
 
@@ -89,7 +93,7 @@ impl Probe {
 /// The chore itself.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     ensure(Consent::of(arguments))?;
-    s3::ensure()?;
+    ensure_for_tests()?;
     println!("the machine is set up");
     Ok(())
 }
@@ -98,6 +102,12 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
     backports::ensure_qemu(consent)?;
     install_missing(PACKAGES)
+}
+
+/// Installs what only the tests need.
+pub(crate) fn ensure_for_tests() -> Result<(), Failure> {
+    install_missing(TESTS)?;
+    s3::ensure()
 }
 
 /// Installs what the fuzzer is compiled with; no other chore needs it.

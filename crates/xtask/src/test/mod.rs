@@ -33,7 +33,7 @@ struct Step {
 
 const STEPS: &[Step] = &[
     Step { name: "setup", run: |run| setup::ensure(run.consent) },
-    Step { name: "s3", run: |_| setup::s3::ensure() },
+    Step { name: "tools", run: |_| setup::ensure_for_tests() },
     Step { name: "guests", run: |run| guests::ensure(run.consent) },
     Step { name: "fmt", run: |_| succeed(&mut cargo("fmt", &["--all", "--check"])) },
     Step { name: "clippy", run: |_| clippy() },
