@@ -44,6 +44,7 @@ mod map;
 mod nearby;
 mod node;
 mod pages;
+mod parallel;
 mod parents;
 mod pointer;
 mod quarantine;

@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread;
 
 use tintype_types::{BLOCK_SIZE, RepositoryId, SnapshotId};
 
@@ -17,6 +16,7 @@ use crate::index::Index;
 use crate::keys::Keys;
 use crate::nearby::Nearby;
 use crate::node::Node;
+use crate::parallel;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::seal::frame_nonce;
@@ -97,17 +97,7 @@ impl Vault {
         items: &[T],
         work: impl Fn(&T) -> R + Sync,
     ) -> Vec<R> {
-        let requests = if self.nearby.is_some() { REQUESTS } else { 1 };
-        let share = items.len().div_ceil(requests).max(1);
-        if share >= items.len() {
-            return items.iter().map(work).collect();
-        }
-        let work = |share: &[T]| share.iter().map(&work).collect::<Vec<_>>();
-        thread::scope(|scope| {
-            let shares = items.chunks(share).map(|share| scope.spawn(|| work(share)));
-            let shares: Vec<_> = shares.collect();
-            shares.into_iter().flat_map(|share| share.join().expect("work never panics")).collect()
-        })
+        parallel::map(items, if self.nearby.is_some() { REQUESTS } else { 1 }, work)
     }
 
     /// Returns what is read from a small object that never changes, from this

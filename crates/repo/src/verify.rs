@@ -6,8 +6,11 @@
 //! frame of these segments. It repairs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread::available_parallelism;
 
 use tintype_types::{ByteCount, SnapshotId};
 
@@ -16,6 +19,7 @@ use crate::frame::{FrameKind, HEADER_LEN};
 use crate::listing;
 use crate::loss::{self, Loss};
 use crate::node::{Entry, Node};
+use crate::parallel;
 use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
 use crate::record::SnapshotRecord;
 use crate::run::Change;
@@ -26,6 +30,10 @@ use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
 use crate::{Error, blob, epoch, gone, quarantine};
+
+/// Segments that are read at the same time, 16 MiB each, on however few cores: a
+/// store may be far away.
+const LEAST_THREADS: usize = 4;
 
 /// How much to read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -259,22 +267,28 @@ impl Check<'_> {
     }
 
     fn all_segments(&mut self, level: VerifyLevel) -> Result<(), Error> {
-        let sizes: u64 = self.segments.values().filter_map(|n| n.table.as_ref()).map(size_of).sum();
-        let names: Vec<_> = self.segments.keys().copied().collect();
-        let mut done = 0;
-        for name in names {
-            self.supervisor.check()?;
-            self.report.segments += 1;
-            let Some(table) = self.segments[&name].table.clone() else { continue };
-            let frames = u64::try_from(table.entries().len()).expect("a usize fits in 64 bits");
-            self.report.frames += frames;
-            if level != VerifyLevel::Quick {
-                let damaged = self.read_segment(name, &table, level)?;
-                self.report.damaged.extend(damaged);
-                done += size_of(&table);
-                self.report.read_bytes = ByteCount(done);
-                self.supervisor.advance(ByteCount(done), ByteCount(sizes));
+        let count = |len: usize| u64::try_from(len).expect("a usize fits in 64 bits");
+        let tables = self.segments.iter().filter_map(|(name, n)| Some((*name, n.table.clone()?)));
+        let tables: Vec<_> = tables.collect();
+        self.report.segments = count(self.segments.len());
+        self.report.frames = tables.iter().map(|(_, table)| count(table.entries().len())).sum();
+        if level != VerifyLevel::Quick {
+            let reading = Reading {
+                vault: self.vault,
+                level,
+                supervisor: self.supervisor,
+                total: tables.iter().map(|(_, table)| size_of(table)).sum(),
+                done: AtomicU64::new(0),
+                has_failed: AtomicBool::new(false),
+            };
+            let cores = available_parallelism().map_or(2, NonZero::get);
+            let threads = cores.max(LEAST_THREADS);
+            for damaged in
+                parallel::map(&tables, threads, |(name, table)| reading.next(*name, table))
+            {
+                self.report.damaged.extend(damaged?);
             }
+            self.report.read_bytes = ByteCount(reading.done.into_inner());
         }
         // Damage is reported where it is met first; every snapshot that needs
         // the segment is affected.
@@ -286,27 +300,6 @@ impl Check<'_> {
             }
         }
         Ok(())
-    }
-
-    /// Returns the damage of a segment's frames.
-    fn read_segment(
-        &self,
-        name: SegmentName,
-        table: &Table,
-        level: VerifyLevel,
-    ) -> Result<Vec<Damage>, Error> {
-        let start = crate::segment::HEADER_LEN;
-        let len = usize::try_from(size_of_frames(table)).expect("a segment has at most 16 MiB");
-        if level == VerifyLevel::ReadNearby {
-            let damaged = check_frames(self.vault, name, table, || {
-                self.vault.range_nearby(name, start, len)
-            })?;
-            // What is kept on this machine may be what is wrong.
-            if damaged.is_empty() || !self.vault.forget(name, start, len) {
-                return Ok(damaged);
-            }
-        }
-        check_frames(self.vault, name, table, || self.vault.range(name, start, len))
     }
 
     fn damage(&mut self, error: Error, snapshot: SnapshotId) -> Result<(), Error> {
@@ -331,6 +324,47 @@ impl Check<'_> {
         let mut damage = Damage::new(place.segment.key(), Some(u64::from(place.offset)), reason);
         damage.snapshots = vec![snapshot];
         self.report.damaged.push(damage);
+    }
+}
+
+/// Reads segments, several at a time.
+struct Reading<'a> {
+    vault: &'a Vault,
+    level: VerifyLevel,
+    supervisor: &'a dyn Supervisor,
+    total: u64,
+    done: AtomicU64,
+    /// What comes after an error is of no use.
+    has_failed: AtomicBool,
+}
+
+impl Reading<'_> {
+    fn next(&self, name: SegmentName, table: &Arc<Table>) -> Result<Vec<Damage>, Error> {
+        if self.has_failed.load(Relaxed) {
+            return Ok(Vec::new());
+        }
+        let damaged = self.supervisor.check().and_then(|()| self.segment(name, table));
+        self.has_failed.fetch_or(damaged.is_err(), Relaxed);
+        let size = size_of(table);
+        let done = self.done.fetch_add(size, Relaxed) + size;
+        self.supervisor.advance(ByteCount(done), ByteCount(self.total));
+        damaged
+    }
+
+    /// Returns the damage of a segment's frames.
+    fn segment(&self, name: SegmentName, table: &Table) -> Result<Vec<Damage>, Error> {
+        let start = crate::segment::HEADER_LEN;
+        let len = usize::try_from(size_of(table)).expect("a segment has at most 16 MiB");
+        if self.level == VerifyLevel::ReadNearby {
+            let damaged = check_frames(self.vault, name, table, || {
+                self.vault.range_nearby(name, start, len)
+            })?;
+            // What is kept on this machine may be what is wrong.
+            if damaged.is_empty() || !self.vault.forget(name, start, len) {
+                return Ok(damaged);
+            }
+        }
+        check_frames(self.vault, name, table, || self.vault.range(name, start, len))
     }
 }
 
@@ -374,11 +408,8 @@ pub(crate) fn check_frame(
     is_right.then_some(()).ok_or(Malformed("the content is not what was written"))
 }
 
-fn size_of_frames(table: &Table) -> u64 {
+/// Returns how many bytes the frames of a segment have.
+fn size_of(table: &Table) -> u64 {
     let header = u64::try_from(HEADER_LEN).expect("a usize fits in 64 bits");
     table.entries().iter().map(|entry| header + u64::from(entry.stored)).sum()
-}
-
-fn size_of(table: &Arc<Table>) -> u64 {
-    size_of_frames(table)
 }

@@ -1,0 +1,40 @@
+//! The same work for many items, on several threads.
+
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::thread;
+
+/// Does the same for each; returns the results in the order of the items.
+pub(crate) fn map<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    work: impl Fn(&T) -> R + Sync,
+) -> Vec<R> {
+    if threads.min(items.len()) <= 1 {
+        return items.iter().map(work).collect();
+    }
+    let next = AtomicUsize::new(0);
+    let worker = || {
+        let number = || Some(next.fetch_add(1, Relaxed)).filter(|number| *number < items.len());
+        std::iter::from_fn(number).map(|number| (number, work(&items[number]))).collect::<Vec<_>>()
+    };
+    let mut results: Vec<(usize, R)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads.min(items.len())).map(|_| scope.spawn(worker)).collect();
+        workers.into_iter().flat_map(|w| w.join().expect("work never panics")).collect()
+    });
+    results.sort_unstable_by_key(|(number, _)| *number);
+    results.into_iter().map(|(_, result)| result).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn results_are_in_the_order_of_the_items() {
+        let items: Vec<u64> = (0..1_000).collect();
+        for threads in [1, 2, 7, 2_000] {
+            let doubled = super::map(&items, threads, |item| item * 2);
+            assert!(doubled.iter().zip(&items).all(|(doubled, item)| *doubled == item * 2));
+            assert_eq!(doubled.len(), items.len());
+        }
+        assert!(super::map(&[], 4, |item: &u64| *item).is_empty());
+    }
+}
