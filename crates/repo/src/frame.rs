@@ -99,8 +99,8 @@ impl FrameHeader {
     }
 
     /// Reads the header at the start of a frame's bytes and checks that the
-    /// rest of the bytes is what it describes.
-    pub(crate) fn decode(frame: &[u8]) -> Result<(Self, &[u8]), Malformed> {
+    /// rest of the bytes has the length that it says.
+    pub(crate) fn decode(frame: &[u8]) -> Result<Self, Malformed> {
         let mut fields = Fields::new(frame);
         if fields.array()? != MAGIC {
             return Err(Malformed("there is no frame"));
@@ -117,10 +117,15 @@ impl FrameHeader {
         if usize::try_from(header.stored) != Ok(stored.len()) {
             return Err(Malformed("a frame has the wrong length"));
         }
-        if checksum(stored) != header.checksum {
+        Ok(header)
+    }
+
+    /// Checks that the bytes after the header are those that were stored.
+    pub(crate) fn check(&self, stored: &[u8]) -> Result<(), Malformed> {
+        if checksum(stored) != self.checksum {
             return Err(Malformed("the checksum of a frame does not match"));
         }
-        Ok((header, stored))
+        Ok(())
     }
 }
 

@@ -39,7 +39,7 @@ pub fn segment(bytes: &[u8]) {
 }
 
 pub fn frame(bytes: &[u8]) {
-    let _ = FrameHeader::decode(bytes);
+    let _ = FrameHeader::decode(bytes).map(|header| header.check(bytes));
     let Some((codec, rest)) = bytes.split_first() else { return };
     let Some((raw, stored)) = rest.split_first_chunk() else { return };
     let (Ok(codec), raw) = (Codec::from_byte(*codec), u32::from_le_bytes(*raw)) else { return };

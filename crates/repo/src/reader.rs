@@ -44,6 +44,7 @@ impl ImageReader {
     /// Fills `buf` with the bytes from `offset` on; no alignment is needed.
     /// The range has to lie within the image.
     pub fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
+        buf.fill(0);
         self.read(offset, buf)
     }
 
@@ -57,6 +58,7 @@ impl ImageReader {
         Sequence::start(self, threads.max(1))
     }
 
+    /// Fills a buffer of zeroes.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let len = u64::try_from(buf.len()).expect("a usize fits in 64 bits");
         let size = self.size().get();
@@ -79,7 +81,6 @@ impl ImageReader {
 
     /// Fills a piece of one region.
     fn read_region(&self, offset: u64, piece: &mut [u8], last: &mut Last) -> Result<(), Error> {
-        piece.fill(0);
         let Some(leaf) = self.map.leaf(offset / LEAF_SIZE)? else { return Ok(()) };
         let region = usize::try_from(offset % LEAF_SIZE / REGION_SIZE).expect("it is below 256");
         let start = usize::try_from(offset % REGION_SIZE).expect("it is below 64 KiB");

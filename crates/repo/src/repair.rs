@@ -121,7 +121,7 @@ fn best_of(vault: &Vault, name: SegmentName, versions: &[Vec<u8>]) -> Option<Vec
     for (number, entry) in (0..).zip(table.entries()) {
         let frames = versions.iter().filter_map(|bytes| bytes.get(entry.range()));
         let is_good = |frame: &&[u8]| {
-            verify::check_frame(vault, name, &table, (number, entry), frame).is_ok()
+            verify::check_frame(vault, name, &table, (number, entry), &mut frame.to_vec()).is_ok()
         };
         if let Some(good) = { frames }.find(is_good) {
             best[entry.range()].copy_from_slice(good);
@@ -183,7 +183,7 @@ fn keep_away(vault: &Vault, damaged: &[Damage]) -> Result<(Vec<String>, Vec<Stri
 
 /// Whether a segment, which no snapshot may need, has no damage.
 fn is_good_or_gone(vault: &Vault, name: SegmentName) -> Result<bool, Error> {
-    let bytes = match vault.store.get(&name.key(), MAX_SEGMENT) {
+    let mut bytes = match vault.store.get(&name.key(), MAX_SEGMENT) {
         Ok(bytes) => bytes,
         Err(Error::NotFound(_)) => return Ok(true),
         Err(Error::Damaged(_)) => return Ok(false),
@@ -191,7 +191,7 @@ fn is_good_or_gone(vault: &Vault, name: SegmentName) -> Result<bool, Error> {
     };
     let Ok(table) = table_of(vault, name, &bytes) else { return Ok(false) };
     Ok((0..).zip(table.entries()).all(|(number, entry)| {
-        let frame = &bytes[entry.range()];
+        let frame = &mut bytes[entry.range()];
         verify::check_frame(vault, name, &table, (number, entry), frame).is_ok()
     }))
 }

@@ -49,21 +49,18 @@ impl Sealer {
         bytes.extend_from_slice(tag.as_ref());
     }
 
-    /// Opens what `seal` made for the same nonce and bound bytes.
-    pub(crate) fn open(
+    /// Opens in place what `seal` made for the same nonce and bound bytes.
+    pub(crate) fn open<'b>(
         &self,
         nonce: [u8; NONCE_LEN],
         bound: &[u8],
-        sealed: &[u8],
-    ) -> Result<Vec<u8>, Malformed> {
-        let mut bytes = sealed.to_vec();
-        let opened = self
-            .0
-            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(bound), &mut bytes)
-            .map_err(|_| Malformed("it was not sealed with the repository's key"))?;
-        let len = opened.len();
-        bytes.truncate(len);
-        Ok(bytes)
+        sealed: &'b mut [u8],
+    ) -> Result<&'b [u8], Malformed> {
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        match self.0.open_in_place(nonce, Aad::from(bound), sealed) {
+            Ok(opened) => Ok(opened),
+            Err(_) => Err(Malformed("its seal is broken, or of another key")),
+        }
     }
 
     /// Seals under a random nonce, which is put in front.
@@ -79,7 +76,7 @@ impl Sealer {
     /// Opens what `seal_random` made for the same bound bytes.
     pub(crate) fn open_random(&self, bound: &[u8], sealed: &[u8]) -> Result<Vec<u8>, Malformed> {
         let (nonce, sealed) = sealed.split_first_chunk().ok_or(Malformed("it ends early"))?;
-        self.open(*nonce, bound, sealed)
+        self.open(*nonce, bound, &mut sealed.to_vec()).map(<[u8]>::to_vec)
     }
 }
 

@@ -15,7 +15,7 @@ use std::thread::available_parallelism;
 use tintype_types::{ByteCount, SnapshotId};
 
 use crate::error::Damage;
-use crate::frame::{FrameKind, HEADER_LEN};
+use crate::frame::{FrameHeader, FrameKind, HEADER_LEN};
 use crate::listing;
 use crate::loss::{self, Loss};
 use crate::node::{Entry, Node};
@@ -375,7 +375,7 @@ fn check_frames(
     table: &Table,
     read: impl FnOnce() -> Result<Vec<u8>, Error>,
 ) -> Result<Vec<Damage>, Error> {
-    let bytes = match read() {
+    let mut bytes = match read() {
         Ok(bytes) => bytes,
         Err(Error::Damaged(damage)) => return Ok(vec![damage]),
         Err(error) => return Err(error),
@@ -383,7 +383,8 @@ fn check_frames(
     let mut damaged = Vec::new();
     for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
         let Range { start, end } = entry.range();
-        let stored = &bytes[start - crate::segment::HEADER_LEN..end - crate::segment::HEADER_LEN];
+        let stored =
+            &mut bytes[start - crate::segment::HEADER_LEN..end - crate::segment::HEADER_LEN];
         let checked = check_frame(vault, name, table, (number, entry), stored);
         if let Err(Malformed(reason)) = checked {
             damaged.push(Damage::new(name.key(), Some(u64::from(entry.offset)), reason));
@@ -392,14 +393,15 @@ fn check_frames(
     Ok(damaged)
 }
 
-/// Decodes and hashes a frame, which is given with its header.
+/// Decodes and hashes a frame, which is given with its header and opened in place.
 pub(crate) fn check_frame(
     vault: &Vault,
     name: SegmentName,
     table: &Table,
     (number, entry): (u16, &TableEntry),
-    stored: &[u8],
+    stored: &mut [u8],
 ) -> Result<(), Malformed> {
+    FrameHeader::decode(stored)?.check(&stored[HEADER_LEN..])?;
     let raw = vault.decode_frame(name, stored, number, entry.kind)?;
     let is_right = match Table::node_id(entry) {
         Some(id) => vault.keys.node_id(entry.kind as u8, &raw) == id,
