@@ -84,7 +84,8 @@ impl Progress for (u64, Stage) {
     }
 }
 
-fn key(epoch: u64, stage: Stage) -> String {
+/// Returns the key of an epoch's object.
+pub(crate) fn key(epoch: u64, stage: Stage) -> String {
     format!("ep/{epoch:08}{}", stage.suffix())
 }
 
@@ -115,7 +116,7 @@ pub(crate) fn read(vault: &Vault, epoch: u64, stage: Stage) -> Result<Segments, 
 ///
 /// What was done says nothing any more. Of an epoch under way nobody knows what
 /// was condemned, so it has to end with nothing deleted, or with what somebody
-/// has decided already. That decision is the one thing that cannot be replaced.
+/// has decided already. For a damaged decision, see `gc::decide_again`.
 pub(crate) fn settle(vault: &Vault, damaged: &str) -> Result<bool, Error> {
     let (epoch, stage) = newest(vault)?;
     let none = Segments::new();
@@ -130,8 +131,13 @@ pub(crate) fn settle(vault: &Vault, damaged: &str) -> Result<bool, Error> {
     } else {
         return Ok(false);
     };
+    replace(vault, damaged, &segments).map(|()| true)
+}
+
+/// Replaces an epoch's object.
+pub(crate) fn replace(vault: &Vault, key: &str, segments: &Segments) -> Result<(), Error> {
     let lines: Vec<_> = segments.iter().map(SegmentName::key).collect();
-    vault.store.replace(damaged, &signed::encode(vault, damaged, KIND, &lines)).map(|()| true)
+    vault.store.replace(key, &signed::encode(vault, key, KIND, &lines))
 }
 
 /// Returns what sessions of this epoch must not refer to.

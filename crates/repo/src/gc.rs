@@ -213,15 +213,38 @@ fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
         Err(Error::NotFound(_)) => {}
         result => return result,
     }
+    let doomed = decide(vault, epoch)?;
+    match epoch::put(vault, epoch, Stage::Final, &doomed)? {
+        Put::Created => Ok(doomed),
+        Put::Existed => epoch::read(vault, epoch, Stage::Final),
+    }
+}
+
+/// Ends the open deletions, and returns what was condemned and is not needed.
+fn decide(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
     Deletions::read(vault)?.collect_open(vault)?;
     // A snapshot whose deletion came after that can still be undone.
     let (records, _) = needed_records(vault, Deletions::has_collected)?;
     let needed = reach::segments(vault, &records)?;
-    let doomed = condemned.difference(&needed).copied().collect();
-    match epoch::put(vault, epoch, Stage::Final, &doomed)? {
-        Put::Created => Ok(doomed),
-        Put::Existed => epoch::read(vault, epoch, Stage::Final),
+    Ok(condemned.difference(&needed).copied().collect())
+}
+
+/// Replaces the decision of the epoch under way if that is what is damaged;
+/// whether it was.
+///
+/// Others may still act on the old decision. Nothing in it can be needed again,
+/// since nothing new refers to what was condemned until the epoch is done; so
+/// they may do different things, and neither harms.
+pub(crate) fn decide_again(vault: &Vault, damaged: &str) -> Result<bool, Error> {
+    let (epoch, stage) = epoch::newest(vault)?;
+    if stage != Stage::Final || damaged != epoch::key(epoch, Stage::Final) {
+        return Ok(false);
+    }
+    match decide(vault, epoch) {
+        Ok(doomed) => epoch::replace(vault, damaged, &doomed).map(|()| true),
+        Err(Error::Damaged(_)) => Ok(false),
+        Err(error) => Err(error),
     }
 }
 

@@ -6,7 +6,7 @@
 //!                       keeps of a bucket, frame by frame
 //!           records     from a copy
 //!           deletions   an end that cannot be read is taken for "undone"
-//!           epochs      see `epoch::settle`
+//!           epochs      see `epoch::settle` and `gc::decide_again`
 //!        ─► verify ─► the segments that are still damaged: quarantined
 //! ```
 //!
@@ -19,6 +19,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::error::Damage;
+use crate::gc;
 use crate::gone::{self, Deletions};
 use crate::listing;
 use crate::loss::Loss;
@@ -89,7 +90,7 @@ fn mend(vault: &Vault, copy: Option<&Vault>, key: &str) -> Result<bool, Error> {
         return gone::settle(vault, key);
     }
     if key.starts_with("ep/") {
-        return epoch::settle(vault, key);
+        return Ok(epoch::settle(vault, key)? || gc::decide_again(vault, key)?);
     }
     copy.map_or(Ok(false), |copy| mend_record(vault, copy, key))
 }

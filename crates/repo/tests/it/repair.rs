@@ -199,28 +199,31 @@ fn new_snapshots_do_not_rely_on_what_is_damaged() {
 
 #[test]
 fn an_epoch_under_way_ends_with_nothing_lost() {
-    for stage in ["00000001", "00000001.final"] {
+    for damaged in [&["00000001"][..], &["00000001.final"], &["00000001", "00000001.final"]] {
         let (_folder, repository) = new_repository();
         let kept = take(&repository, &content(1, 30 * BLOCK), None);
         let deleted = take(&repository, &content(2, 30 * BLOCK), None);
         repository.remove(deleted.id).unwrap();
         repository.gc(GcParams::default(), &()).unwrap();
         // As if it had been killed before its end.
-        fs::remove_file(repository.path().join("ep/00000001.done")).unwrap();
-        if stage == "00000001" {
-            fs::remove_file(repository.path().join("ep/00000001.final")).unwrap();
+        let epochs = repository.path().join("ep");
+        fs::remove_file(epochs.join("00000001.done")).unwrap();
+        if damaged == ["00000001"] {
+            fs::remove_file(epochs.join("00000001.final")).unwrap();
         }
-        fs::write(repository.path().join("ep").join(stage), "damaged").unwrap();
-        let collected = |repository: &Repository| repository.gc(GcParams::default(), &());
-        assert_eq!(collected(&repository).unwrap_err().kind(), Kind::Damaged);
+        for name in damaged {
+            fs::write(epochs.join(name), "damaged").unwrap();
+        }
+        let collect = || repository.gc(GcParams::default(), &());
+        assert_eq!(collect().unwrap_err().kind(), Kind::Damaged);
         let report = repair(&repository, None);
-        if stage == "00000001" {
-            assert_eq!(report.repaired, ["ep/00000001"]);
-            collected(&repository).unwrap();
+        if let [name] = damaged {
+            assert_eq!(report.repaired, [format!("ep/{name}")]);
+            collect().unwrap();
             assert!(is_whole(&repository));
         } else {
-            // What was decided nobody knows: it stays, and says so.
-            assert_eq!(report.damaged.len(), 1);
+            // What was condemned nobody knows: it stays, and says so.
+            assert_eq!((report.repaired.len(), report.damaged.len()), (0, 2));
         }
         assert!(read_all(&repository, &kept.images[0].root) == content(1, 30 * BLOCK));
     }
