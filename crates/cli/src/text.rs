@@ -230,12 +230,7 @@ pub(crate) fn verify(summary: &VerifySummary) -> String {
         return text;
     }
     let _ = writeln!(text, "{} damaged", summary.damaged.len());
-    for damage in &summary.damaged {
-        let _ = writeln!(text, "  {damage}");
-    }
-    for part in &summary.lost {
-        lost(&mut text, part);
-    }
+    damage(&mut text, &summary.damaged, &summary.lost);
     text
 }
 
@@ -256,13 +251,16 @@ pub(crate) fn repair(summary: &RepairSummary) -> String {
         return text;
     }
     let _ = writeln!(text, "still damaged, {} places:", summary.damaged.len());
-    for damage in &summary.damaged {
-        let _ = writeln!(text, "  {damage}");
-    }
-    for part in &summary.lost {
-        lost(&mut text, part);
-    }
+    damage(&mut text, &summary.damaged, &summary.lost);
     text
+}
+
+/// Lists what is damaged and what that costs.
+fn damage(text: &mut String, damaged: &[String], parts: &[LostPart]) {
+    for line in damaged {
+        let _ = writeln!(text, "  {line}");
+    }
+    parts.iter().for_each(|part| lost(text, part));
 }
 
 /// Says what cannot be read of a snapshot.

@@ -60,7 +60,8 @@ struct Expected {
     open: Option<u64>,
 }
 
-fn image(seed: u64) -> Vec<u8> {
+/// Six blocks, of which the last four are a seed's own.
+pub(crate) fn image(seed: u64) -> Vec<u8> {
     let mut bytes = vec![7; 6 * BLOCK_SIZE];
     for (block, bytes) in bytes.chunks_mut(BLOCK_SIZE).enumerate().skip(2) {
         let mut hasher = blake3::Hasher::new();

@@ -13,8 +13,9 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
+use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmId, VmName};
 
+use crate::crash_tests::image;
 use crate::gone;
 use crate::repository::create_in;
 use crate::store::simulated::Dice;
@@ -93,16 +94,6 @@ impl Fates {
         let deleted = self.0.iter().filter(|(_, known)| known.fate == Fate::Deleted);
         deleted.map(|(number, known)| (*number, known.id)).collect()
     }
-}
-
-fn image(number: u64) -> Vec<u8> {
-    let mut bytes = vec![7; 6 * BLOCK_SIZE];
-    for (block, bytes) in bytes.chunks_mut(BLOCK_SIZE).enumerate().skip(2) {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&number.to_le_bytes()).update(&block.to_le_bytes());
-        hasher.finalize_xof().fill(&mut bytes[..64]);
-    }
-    bytes
 }
 
 fn open(line: &Line) -> Result<Repository, Error> {

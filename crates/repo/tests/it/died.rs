@@ -12,8 +12,8 @@ use tintype_repo::{GcParams, Repository, SnapshotRecord, VerifyLevel};
 use tintype_types::SnapshotId;
 
 use crate::support::{
-    BLOCK, Dice, begin, content, draft, files, new_repository, on_all_cores, read_all, soak,
-    write_image,
+    BLOCK, Dice, begin, content, files, new_repository, on_all_cores, read_all, soak,
+    take_numbered, write_image,
 };
 
 const WORKER: &str = "TINTYPE_REPO_TEST_WORKER";
@@ -59,19 +59,11 @@ fn child_that_works() {
             }
             _ => {
                 println!("begin take {number}");
-                there.push(take(&repository, number, there.last()));
+                there.push(take_numbered(&repository, number, &image(number), there.last()));
                 println!("done take {number}");
             }
         }
     }
-}
-
-fn take(repository: &Repository, number: u64, parent: Option<&SnapshotRecord>) -> SnapshotRecord {
-    let session = begin(repository);
-    let parent = parent.map(|record| record.images[0].root.clone());
-    let mut draft = draft(vec![("ram", write_image(&session, &image(number), parent))]);
-    draft.details = serde_json::json!(number);
-    session.commit(draft).unwrap()
 }
 
 fn image(number: u64) -> Vec<u8> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use tintype_repo::{GcParams, InitParams, Repository, SnapshotRecord, VerifyLevel};
 use tintype_testkit::{Error as KitError, FileSystem, History, Kept, LoggedDisk, Mounted};
 
-use crate::support::{BLOCK, Dice, begin, content, draft, read_all, soak, write_image};
+use crate::support::{BLOCK, Dice, content, read_all, soak, take_numbered};
 
 /// What is done before the power is lost, and how many moments in CI.
 const STEPS: u64 = 40;
@@ -29,14 +29,6 @@ fn image(number: u64) -> Vec<u8> {
 
 fn number_of(record: &SnapshotRecord) -> u64 {
     record.details.as_u64().unwrap()
-}
-
-fn take(repository: &Repository, number: u64, parent: Option<&SnapshotRecord>) -> SnapshotRecord {
-    let session = begin(repository);
-    let parent = parent.map(|record| record.images[0].root.clone());
-    let mut draft = draft(vec![("ram", write_image(&session, &image(number), parent))]);
-    draft.details = serde_json::json!(number);
-    session.commit(draft).unwrap()
 }
 
 /// Uses a repository, and notes after each step what is there.
@@ -65,7 +57,7 @@ fn work(disk: &LoggedDisk, dice: &mut Dice) -> Vec<Acknowledged> {
                 repository.remove(record.id).unwrap();
                 deleted.push(record);
             }
-            _ => there.push(take(&repository, step, there.last())),
+            _ => there.push(take_numbered(&repository, step, &image(step), there.last())),
         }
         acknowledged.push(note(&there));
         // Nobody has synced this: it shows that what is not synced is lost.
@@ -122,7 +114,7 @@ fn check(path: &Path, acknowledged: &[Acknowledged], what: &str) {
     for (number, record) in found {
         assert!(read_all(&repository, &record.images[0].root) == image(number), "{what}");
     }
-    take(&repository, 1_000, listing.records.last());
+    take_numbered(&repository, 1_000, &image(1_000), listing.records.last());
     assert_eq!(repository.gc(GcParams::default(), &()).unwrap().waiting_for, 0, "{what}");
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");

@@ -64,6 +64,20 @@ pub(crate) fn take(
     session.commit(draft(vec![("ram", root)])).unwrap()
 }
 
+/// Commits one snapshot of one image, with a number by which it is known again.
+pub(crate) fn take_numbered(
+    repository: &Repository,
+    number: u64,
+    content: &[u8],
+    parent: Option<&SnapshotRecord>,
+) -> SnapshotRecord {
+    let session = begin(repository);
+    let parent = parent.map(|record| record.images[0].root.clone());
+    let mut draft = draft(vec![("ram", write_image(&session, content, parent))]);
+    draft.details = serde_json::json!(number);
+    session.commit(draft).unwrap()
+}
+
 pub(crate) fn read_all(repository: &Repository, root: &ImageRoot) -> Vec<u8> {
     let reader = repository.open_image(root).unwrap();
     let mut bytes = vec![0; usize::try_from(reader.size().get()).unwrap()];
