@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
+use crate::clone::CloneArguments;
+
 /// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
 /// point in time, taken while the machine runs, put back in seconds.
 #[derive(Debug, Parser)]
@@ -126,6 +128,8 @@ pub(crate) enum Command {
         #[arg(long)]
         no_safety: bool,
     },
+    /// Make new VMs that run on from a snapshot, with disks, sockets and ports of their own.
+    Clone(CloneArguments),
     /// Delete snapshots. It can be undone until `gc` has freed their space.
     Rm {
         /// The snapshots.

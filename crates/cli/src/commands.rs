@@ -15,6 +15,7 @@ use tintype_engine::{
 use tintype_types::ByteCount;
 
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
+use crate::clone;
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::Output;
@@ -69,6 +70,7 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
             let report = engine.revert(&vm, &snapshot, !no_safety)?;
             output.result(&report, || text::revert(&report));
         }
+        Command::Clone(arguments) => clone::run(engine, arguments, output)?,
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
         Command::Undo => removal::undo(engine, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,

@@ -2,6 +2,7 @@
 //! prints. What a snapshot is, it does not know.
 
 mod arguments;
+mod clone;
 mod commands;
 mod exit;
 mod keys;

@@ -126,7 +126,12 @@ fn own_place(folder: &Path, snapshot: &Snapshot, file: &SavedFile) -> Result<Pat
     Ok(folder.join(format!("{}-{number}", snapshot.record.id)))
 }
 
-fn contents(repository: &Repository, snapshot: &Snapshot, file: &SavedFile) -> Result<Vec<u8>> {
+/// Reads a file of a snapshot.
+pub(crate) fn contents(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    file: &SavedFile,
+) -> Result<Vec<u8>> {
     let read = || -> Result<Vec<u8>, SinkError> {
         let root = snapshot.promised_image(&file.image)?;
         let reader = repository.open_image(root)?;

@@ -43,6 +43,15 @@ impl Engine {
                     )?;
                 }
             }
+            Some(Intent::Clone { folder }) => {
+                await_start(vm);
+                self.remove_clone(vm, &folder)?;
+                self.config.observer.notice(&format!(
+                    "`{}` was being cloned when that was interrupted; it is removed",
+                    vm.name
+                ));
+                return Err(Error::no_such_vm(&vm.name));
+            }
         }
         self.forget_intent(&vm.name)
     }

@@ -7,6 +7,7 @@
 //!            intent.json   what that command is about to do
 //!            qemu.log      what QEMU said
 //!            files/        small files of snapshots that the VM was reverted to
+//!   clones/NAME/           disks and sockets of a VM that was cloned
 //!   run/NAME.qmp           monitor sockets of VMs that tintype started
 //!   repository/            the default repository
 //!   key                    what opens repositories that this home has made
@@ -96,6 +97,11 @@ impl Home {
 
     pub(crate) fn files_folder(&self, vm: &VmName) -> PathBuf {
         self.vm_folder(vm).join("files")
+    }
+
+    /// Returns where the folders of clones are, unless they are to be elsewhere.
+    pub(crate) fn clones_folder(&self) -> PathBuf {
+        self.path.join("clones")
     }
 
     /// Returns the monitor socket for a VM that tintype starts.

@@ -37,6 +37,11 @@ pub(crate) enum Intent {
         /// Whether the guest is to run.
         run: bool,
     },
+    /// A VM is being made of a snapshot: remove it, nobody was told of it yet.
+    Clone {
+        /// The folder of its disks, which did not exist before.
+        folder: PathBuf,
+    },
 }
 
 impl Engine {

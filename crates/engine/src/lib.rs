@@ -4,6 +4,7 @@
 //! It prints nothing and reads no environment: a front end hands it an
 //! [`EngineConfig`] and hears of what goes on through an [`Observer`].
 
+mod clone;
 mod details;
 mod disks;
 mod doctor;
@@ -15,6 +16,7 @@ mod intent;
 mod keys;
 mod lease;
 mod memory;
+mod new_disks;
 mod observer;
 mod powered_off;
 mod removal;
@@ -36,6 +38,7 @@ use std::time::Duration;
 use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
+pub use clone::{CloneParams, CloneReport, ClonedVm};
 pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
@@ -48,7 +51,7 @@ pub use revert::RevertReport;
 pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
 pub use tintype_repo::{Encryption, KeySlot, S3Access};
-pub use tintype_vm::{Cancel, Way};
+pub use tintype_vm::{Cancel, MovedPort, Way};
 pub use verify::{LostPart, VerifySummary};
 pub use vms::{VmReport, VmState};
 

@@ -3,7 +3,7 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take and of a revert, in order. A test can hold or kill the
+/// The steps of a take, of a revert and of a clone, in order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
@@ -30,11 +30,15 @@ pub enum Step {
     RevertLineage,
     RevertRunning,
     RevertForgotten,
+    CloneIntent,
+    CloneFilled,
+    CloneLoaded,
+    CloneRunning,
 }
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 26] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -57,6 +61,10 @@ impl Step {
         Self::RevertLineage,
         Self::RevertRunning,
         Self::RevertForgotten,
+        Self::CloneIntent,
+        Self::CloneFilled,
+        Self::CloneLoaded,
+        Self::CloneRunning,
     ];
 
     /// Returns its name: `take-instant`.

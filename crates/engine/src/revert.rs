@@ -188,7 +188,7 @@ impl Engine {
         guest.run_state().map_err(cannot)
     }
 
-    fn load_memory(
+    pub(crate) fn load_memory(
         &self,
         repository: &Repository,
         guest: &mut Guest,

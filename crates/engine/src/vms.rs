@@ -14,6 +14,7 @@ use tintype_vm::{
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::home::{make_folder, read_json, write_json};
+use crate::intent::Intent;
 use crate::lease::Lease;
 use crate::revert::end_qemu;
 
@@ -53,7 +54,7 @@ pub struct VmReport {
 pub(crate) struct LeasedVm {
     pub(crate) name: VmName,
     pub(crate) state: VmState,
-    _lease: Lease,
+    pub(crate) _lease: Lease,
 }
 
 /// How long a guest may take to shut itself down before `--force` is suggested.
@@ -122,7 +123,15 @@ impl Engine {
 
     /// Lists the registered VMs.
     pub fn vms(&self) -> Result<Vec<VmReport>> {
-        self.home.vm_names()?.iter().map(|name| self.vm_if_it_answers(name)).collect()
+        let mut reports = Vec::new();
+        for name in self.home.vm_names()? {
+            match self.vm_if_it_answers(&name) {
+                // It was half a clone, and is removed.
+                Err(_) if !self.home.vm_file(&name).exists() => {}
+                report => reports.push(report?),
+            }
+        }
+        Ok(reports)
     }
 
     /// Shows one VM of many: one that cannot be asked hides no other.
@@ -248,7 +257,13 @@ impl Engine {
         Ok(guest)
     }
 
-    fn new_vm(&self, name: &VmName, purpose: &str) -> Result<Lease> {
+    pub(crate) fn new_vm(&self, name: &VmName, purpose: &str) -> Result<Lease> {
+        if let Some(Intent::Clone { .. }) = self.intent(name)?
+            && self.home.vm_file(name).exists()
+        {
+            // What is left of a clone that was interrupted makes way.
+            let _ = self.lease(name, purpose);
+        }
         make_folder(&self.home.vm_folder(name))?;
         let lease = self.take_lease(name, purpose)?;
         if self.home.vm_file(name).exists() {
@@ -256,6 +271,8 @@ impl Engine {
                 .state("nothing was changed")
                 .hint(format!("`tintype vm rm {name}` forgets it; its snapshots stay")));
         }
+        // An intent of a VM that does not exist has come to nothing.
+        self.forget_intent(name)?;
         Ok(lease)
     }
 

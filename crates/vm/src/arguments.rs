@@ -178,7 +178,7 @@ pub fn with_files_replaced(given: &[String], replaced: &[(String, String)]) -> V
 }
 
 /// Splits an option value at single commas.
-fn parts(value: &str) -> impl Iterator<Item = String> {
+pub(crate) fn parts(value: &str) -> impl Iterator<Item = String> {
     const COMMA: &str = "\u{0}";
     value
         .replace(",,", COMMA)

@@ -3,6 +3,7 @@
 #![cfg(test)]
 
 mod bucket;
+mod clones;
 mod command;
 mod concurrent;
 mod cycles;

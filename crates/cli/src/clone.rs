@@ -1,0 +1,51 @@
+//! The command that makes new VMs of a snapshot.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+
+use clap::Args;
+use tintype_engine::{CloneParams, CloneReport, Engine, Result};
+use tintype_types::VmName;
+
+use crate::output::Output;
+
+/// What to make.
+#[derive(Debug, Args)]
+pub(crate) struct CloneArguments {
+    /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+    snapshot: String,
+    /// The name of the new VM.
+    name: VmName,
+    /// Make so many, whose names end in 1, 2, and so on.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    count: Option<u16>,
+    /// Make the folder of each new VM in this one, not in the home.
+    #[arg(long, value_name = "DIR")]
+    to: Option<PathBuf>,
+}
+
+/// Makes new VMs of a snapshot.
+pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
+    let CloneArguments { snapshot, name, count, to } = arguments;
+    let report = engine.clone_snapshot(&CloneParams { snapshot, name, count, folder: to })?;
+    output.result(&report, || cloned(&report));
+    Ok(())
+}
+
+fn cloned(report: &CloneReport) -> String {
+    let mut text = String::new();
+    for vm in &report.vms {
+        let seconds = vm.running_ms / 1000.0;
+        let _ = writeln!(
+            text,
+            "{} is {} after {seconds:.1} s, in {}",
+            vm.vm,
+            vm.state,
+            vm.folder.display()
+        );
+        for port in &vm.ports {
+            let _ = writeln!(text, "  {} port {} is {} here", port.protocol, port.from, port.to);
+        }
+    }
+    text
+}

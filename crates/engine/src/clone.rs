@@ -1,0 +1,369 @@
+//! New VMs from a snapshot, which run on from its instant beside the first.
+//!
+//! ```text
+//! verify the snapshot ─ for each: lease ─ intent ─ disks ─ start QEMU ─ load ─ run
+//!                                                            intent forgotten ─┘
+//! ```
+//!
+//! A clone exists for its user when its intent is forgotten. Until then whatever
+//! fails, and the next command after a kill, removes it with its folder.
+
+use std::cell::RefCell;
+use std::fs;
+use std::io;
+use std::net::{TcpListener, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use serde::Serialize;
+use tintype_repo::{Repository, VerifyLevel};
+use tintype_types::{SnapshotId, VmId, VmName};
+use tintype_vm::{
+    CommandLine, MovedFile, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
+};
+
+use crate::Engine;
+use crate::details::{Snapshot, micros_as_ms};
+use crate::disks::DiskHost;
+use crate::error::{DAMAGE_HINT, Error, Result};
+use crate::files::contents;
+use crate::home::{make_folder, remove_durably, write_durably};
+use crate::intent::Intent;
+use crate::new_disks::NewDisk;
+use crate::observer::Step;
+use crate::revert::end_qemu;
+use crate::vms::{LeasedVm, VmState};
+
+/// The process of a VM that has had none yet.
+const NO_PROCESS: ProcessId = ProcessId { pid: 0, start_time: 0 };
+
+/// What to make.
+#[derive(Debug, Clone)]
+pub struct CloneParams {
+    /// The snapshot.
+    pub snapshot: String,
+    /// The new VM's name; with a count, what the names start with.
+    pub name: VmName,
+    /// How many; the names then end in `1`, `2` and so on.
+    pub count: Option<u16>,
+    /// Where the folders of the new VMs are made; in the home without it.
+    pub folder: Option<PathBuf>,
+}
+
+/// What was made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CloneReport {
+    /// The snapshot that the VMs run on from.
+    pub snapshot: SnapshotId,
+    /// Always none: nothing is overwritten.
+    pub safety_snapshot: Option<SnapshotId>,
+    /// From the start of the command to the last guest running.
+    pub running_ms: f64,
+    /// The VMs.
+    pub vms: Vec<ClonedVm>,
+}
+
+/// One VM that was made.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClonedVm {
+    /// Its name.
+    pub vm: VmName,
+    /// What QEMU says the guest does; `stopped` without a QEMU.
+    pub state: String,
+    /// Its QEMU process.
+    pub pid: Option<i32>,
+    /// From the start of the command to the guest running.
+    pub running_ms: f64,
+    /// The folder of its disks, sockets and logs.
+    pub folder: PathBuf,
+    /// The hardware addresses that its cards have from its next start on.
+    pub macs: Vec<String>,
+    /// The ports of this machine that lead into the guest.
+    pub ports: Vec<MovedPort>,
+    /// Its sockets and logs, each as the first VM has it and as it is here.
+    pub moved: Vec<(String, PathBuf)>,
+}
+
+impl Engine {
+    /// Makes new VMs that run on from a snapshot.
+    pub fn clone_snapshot(&self, params: &CloneParams) -> Result<CloneReport> {
+        let began = Instant::now();
+        let repository = self.repository()?;
+        let target = self.find_snapshot(&repository, &params.snapshot, None)?;
+        let _pinned = repository
+            .pin(target.record.id)
+            .map_err(Error::step("cannot hold on to the snapshot"))?;
+        self.refuse_unfit_for_clones(&repository, &target)?;
+        let base = match &params.folder {
+            Some(folder) => std::path::absolute(folder).map_err(Error::io("find", folder))?,
+            None => self.home.clones_folder(),
+        };
+        make_folder(&base)?;
+        let mut vms: Vec<ClonedVm> = Vec::new();
+        for name in names(params)? {
+            self.check_interruption().map_err(|error| error.state(so_far(&vms)))?;
+            let work = CloneWork { engine: self, repository: &repository, target: &target, began };
+            let made = work.make(&name, base.join(name.as_str()));
+            vms.push(made.map_err(|error| {
+                let what = format!("cannot clone `{}` as `{name}`", target.record.name);
+                Error::new(error.kind(), what).because(error).state(so_far(&vms))
+            })?);
+        }
+        Ok(CloneReport {
+            snapshot: target.record.id,
+            safety_snapshot: None,
+            running_ms: since(began),
+            vms,
+        })
+    }
+
+    /// Removes a VM that nobody was told of, with all that it has.
+    pub(crate) fn remove_clone(&self, vm: &LeasedVm, folder: &Path) -> Result<()> {
+        end_qemu(vm)?;
+        remove_folder(folder)?;
+        remove_durably(&self.home.vm_file(&vm.name))?;
+        remove_folder(&self.home.vm_folder(&vm.name))
+    }
+
+    /// Refuses a snapshot that is not whole, or of which no second VM can be made.
+    fn refuse_unfit_for_clones(&self, repository: &Repository, target: &Snapshot) -> Result<()> {
+        let refused = |why: String| {
+            Error::refused(format!("cannot clone `{}`", target.record.name))
+                .because(why)
+                .state("nothing was changed")
+        };
+        let line = &target.details.command_line;
+        if let Some(word) = arguments::inherited_descriptor(&line.arguments) {
+            return Err(refused(format!(
+                "QEMU was started with `{word}`, a file that only its parent had open"
+            )));
+        }
+        if !line.program.exists() {
+            return Err(refused(format!(
+                "the QEMU of the snapshot, {}, is not there",
+                line.program.display()
+            ))
+            .hint(format!("the snapshot needs QEMU {}", target.details.inventory.qemu_version)));
+        }
+        let report = repository
+            .verify(&[target.record.id], VerifyLevel::ReadNearby, &self.supervisor("verifying"))
+            .map_err(Error::step("cannot verify the snapshot"))
+            .map_err(|error| error.state_unless_known("nothing was changed"))?;
+        match report.damaged.first() {
+            None => Ok(()),
+            Some(damage) => Err(refused(damage.to_string()).hint(DAMAGE_HINT)),
+        }
+    }
+}
+
+/// One clone on its way.
+struct CloneWork<'w> {
+    engine: &'w Engine,
+    repository: &'w Repository,
+    target: &'w Snapshot,
+    began: Instant,
+}
+
+impl CloneWork<'_> {
+    fn make(&self, name: &VmName, folder: PathBuf) -> Result<ClonedVm> {
+        let lease = self.engine.new_vm(name, "clone")?;
+        if folder.exists() {
+            return Err(Error::refused(format!("{} exists already", folder.display()))
+                .hint("choose another name, or another folder with --to"));
+        }
+        let id = VmId::random();
+        let files = self.places(&folder)?;
+        let relocated = self.relocate(&folder, &files, id)?;
+        let state = VmState {
+            id,
+            socket: self.engine.home.monitor_socket(name)?,
+            command_line: self.command_line(name, &relocated)?,
+            inventory: self.target.details.inventory.clone(),
+            process: NO_PROCESS,
+            current: None,
+        };
+        let mut vm = LeasedVm { name: name.clone(), state, _lease: lease };
+        self.engine.intend(name, &Intent::Clone { folder: folder.clone() })?;
+        self.engine.save(&vm)?;
+        self.step(Step::CloneIntent);
+        let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm));
+        let state = match made {
+            Ok(state) => state,
+            Err(error) => {
+                self.engine.remove_clone(&vm, &folder)?;
+                return Err(error);
+            }
+        };
+        self.engine.forget_intent(name)?;
+        let process = vm.state.process;
+        Ok(ClonedVm {
+            vm: name.clone(),
+            state,
+            pid: (process != NO_PROCESS).then_some(process.pid),
+            running_ms: since(self.began),
+            folder,
+            macs: relocated.macs,
+            ports: relocated.ports,
+            moved: relocated.moved,
+        })
+    }
+
+    /// Chooses a place for each disk, and then for each file, of the snapshot.
+    fn places(&self, folder: &Path) -> Result<Vec<MovedFile>> {
+        let mut places = Vec::new();
+        for (number, saved) in self.target.details.disks.iter().enumerate() {
+            let disk = &saved.disk;
+            let from = disk.file.clone().ok_or_else(|| {
+                Error::refused(format!("the disk `{}` is not a file of this machine", disk.name))
+            })?;
+            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
+            let name = match disk.name.chars().all(plain) {
+                true => disk.name.clone(),
+                false => format!("disk-{number}"),
+            };
+            let to = folder.join(format!("{name}.{}", disk.format));
+            places.push(MovedFile { from, to, format: Some(disk.format.clone()) });
+        }
+        for (number, file) in self.target.details.files.iter().enumerate() {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy();
+            let to = folder.join(format!("file-{number}-{name}"));
+            places.push(MovedFile { from: file.path.clone(), to, format: None });
+        }
+        Ok(places)
+    }
+
+    fn relocate(&self, folder: &Path, files: &[MovedFile], id: VmId) -> Result<Relocated> {
+        let ports = Ports::default();
+        let params = RelocateParams {
+            files,
+            folder,
+            seed: *id.as_bytes(),
+            free_port: &|protocol, address| ports.find(protocol, address),
+        };
+        relocate(&self.target.details.command_line, &params)
+            .map_err(Error::step("the VM of the snapshot cannot have a second one beside it"))
+    }
+
+    /// Adds a monitor of our own to the command line.
+    fn command_line(&self, name: &VmName, relocated: &Relocated) -> Result<CommandLine> {
+        let socket = self.engine.home.monitor_socket(name)?;
+        let monitor = ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())];
+        Ok(CommandLine {
+            arguments: [&relocated.arguments[..], &monitor].concat(),
+            ..self.target.details.command_line.clone()
+        })
+    }
+
+    /// Makes the folder with the disks and the files.
+    fn fill(&self, vm: &LeasedVm, folder: &Path, places: &[MovedFile]) -> Result<()> {
+        make_folder(folder)?;
+        let details = &self.target.details;
+        let (disks, files) = places.split_at(details.disks.len());
+        for (file, place) in details.files.iter().zip(files) {
+            write_durably(&place.to, &contents(self.repository, self.target, file)?)?;
+        }
+        let mut new = Vec::new();
+        for (saved, place) in details.disks.iter().zip(disks) {
+            let name = saved.disk.name.as_str();
+            let format = saved.disk.format.parse();
+            new.push(NewDisk {
+                name,
+                root: self.target.promised_image(&saved.image)?,
+                path: place.to.clone(),
+                format: format.map_err(Error::step(format!("cannot make the disk `{name}`")))?,
+            });
+        }
+        let short_lived = self.engine.home.short_lived_folder()?;
+        let program = &vm.state.command_line.program;
+        let host = DiskHost { program, folder: short_lived.path() };
+        host.make(self.repository, &new, self.engine.config.observer.as_ref())?;
+        self.step(Step::CloneFilled);
+        Ok(())
+    }
+
+    /// Starts QEMU and lets the guest go on from the instant.
+    fn run(&self, vm: &mut LeasedVm) -> Result<String> {
+        let details = &self.target.details;
+        let has_memory = !details.memory.is_empty();
+        if !has_memory && details.way.is_none() {
+            self.engine.place(vm, &self.target.record)?;
+            return Ok("stopped".to_owned());
+        }
+        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
+        let mut guest = self.engine.launch(vm, extra)?;
+        if has_memory
+            && let Err(error) = self.engine.load_memory(self.repository, &mut guest, self.target)
+        {
+            let _ = guest.quit();
+            return Err(error);
+        }
+        self.step(Step::CloneLoaded);
+        let mut guest = self.engine.saw(vm, guest)?;
+        self.engine.place(vm, &self.target.record)?;
+        let cannot = |error| Error::failed("the guest cannot be started").because(error);
+        if details.was_running {
+            guest.start_running().map_err(cannot)?;
+        }
+        self.step(Step::CloneRunning);
+        guest.run_state().map_err(cannot)
+    }
+
+    fn step(&self, step: Step) {
+        self.engine.config.observer.step(step);
+    }
+}
+
+/// Free ports, held until all of them are found.
+#[derive(Default)]
+struct Ports {
+    streams: RefCell<Vec<TcpListener>>,
+    datagrams: RefCell<Vec<UdpSocket>>,
+}
+
+impl Ports {
+    fn find(&self, protocol: &str, address: &str) -> io::Result<u16> {
+        let address = if address.is_empty() { "0.0.0.0" } else { address };
+        if protocol == "udp" {
+            let socket = UdpSocket::bind((address, 0))?;
+            let port = socket.local_addr()?.port();
+            self.datagrams.borrow_mut().push(socket);
+            return Ok(port);
+        }
+        let socket = TcpListener::bind((address, 0))?;
+        let port = socket.local_addr()?.port();
+        self.streams.borrow_mut().push(socket);
+        Ok(port)
+    }
+}
+
+/// Returns the names of the new VMs.
+fn names(params: &CloneParams) -> Result<Vec<VmName>> {
+    let Some(count) = params.count else { return Ok(vec![params.name.clone()]) };
+    let numbered = (1..=count).map(|number| {
+        VmName::new(&format!("{}{number}", params.name))
+            .map_err(Error::step(format!("`{}{number}` cannot be a VM's name", params.name)))
+    });
+    numbered.collect()
+}
+
+/// Says what a clone that fails leaves of those before it.
+fn so_far(vms: &[ClonedVm]) -> String {
+    if vms.is_empty() {
+        return "no VM was made".to_owned();
+    }
+    let names: Vec<_> = vms.iter().map(|vm| format!("`{}`", vm.vm)).collect();
+    format!("{} are whole, and no other was made", names.join(", "))
+}
+
+fn remove_folder(folder: &Path) -> Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::io("remove", folder)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn since(began: Instant) -> f64 {
+    micros_as_ms(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX))
+}

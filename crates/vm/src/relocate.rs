@@ -1,0 +1,432 @@
+//! Rewrites a command line for another VM that may run beside the first: files
+//! and sockets in a folder of its own, ports and hardware addresses of its own.
+//! What two VMs cannot share and what cannot be moved is refused by name.
+//!
+//! Nothing is opened or made here.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::arguments::{OptionWord, arguments, options};
+use crate::error::{Error, Result};
+use crate::fields::Fields;
+use crate::process::CommandLine;
+
+/// A file that has another place now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MovedFile {
+    /// Where it was.
+    pub from: PathBuf,
+    /// Where it is.
+    pub to: PathBuf,
+    /// Its format, if it is the image of a disk.
+    pub format: Option<String>,
+}
+
+/// A port of this machine that led into the guest, and the one that does now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct MovedPort {
+    /// `tcp` or `udp`.
+    pub protocol: String,
+    /// The port of the first VM.
+    pub from: u16,
+    /// The port of this one.
+    pub to: u16,
+}
+
+/// What a VM gets that another one has already.
+pub struct RelocateParams<'p> {
+    /// The files that have moved.
+    pub files: &'p [MovedFile],
+    /// The folder for sockets and logs.
+    pub folder: &'p Path,
+    /// What hardware addresses and the generation id are made of; no two VMs
+    /// have the same.
+    pub seed: [u8; 16],
+    /// Finds a free port for `tcp` or `udp` on an address, which may be empty.
+    pub free_port: &'p dyn Fn(&str, &str) -> std::io::Result<u16>,
+}
+
+/// A command line that was rewritten.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Relocated {
+    /// The arguments.
+    pub arguments: Vec<String>,
+    /// The ports that were moved.
+    pub ports: Vec<MovedPort>,
+    /// The hardware addresses of its network cards, in order.
+    pub macs: Vec<String>,
+    /// Sockets and logs, each as it was and as it is.
+    pub moved: Vec<(String, PathBuf)>,
+}
+
+/// Options whose value is one path, commas and all.
+const PATHS: [&str; 5] = ["bios", "dtb", "initrd", "kernel", "shim"];
+
+/// Devices that are parts of the host, which has each of them once.
+const HOST_DEVICES: [&str; 8] =
+    ["vfio-", "usb-host", "vhost-", "scsi-generic", "scsi-block", "ivshmem", "pci-assign", "xen-"];
+
+/// Networks of which every VM has one of its own. On a network that two VMs share
+/// the second one would answer for the first: its driver has read the hardware
+/// address before the instant, and keeps it.
+const OWN_NETWORKS: [&str; 3] = ["user", "none", "hubport"];
+
+/// Rewrites a command line.
+pub fn relocate(line: &CommandLine, params: &RelocateParams<'_>) -> Result<Relocated> {
+    let mut work = Work {
+        directory: &line.directory,
+        params,
+        found: vec![false; params.files.len()],
+        protocols: Vec::new(),
+        out: Relocated {
+            arguments: Vec::new(),
+            ports: Vec::new(),
+            macs: Vec::new(),
+            moved: Vec::new(),
+        },
+    };
+    let mut words = Vec::new();
+    for option in options(&line.arguments) {
+        words.push(work.rewrite(option)?);
+    }
+    for (node, format) in std::mem::take(&mut work.protocols) {
+        set_format_above(&mut words, &node, &format)?;
+    }
+    let mut files = params.files.iter().zip(&work.found);
+    let lost = files.find(|(file, found)| file.format.is_some() && !**found);
+    if let Some((file, _)) = lost {
+        return Err(Error::unsupported(format!(
+            "the command line names the disk image {} in a way that cannot be changed",
+            file.from.display()
+        )));
+    }
+    work.out.arguments = arguments(&words);
+    Ok(work.out)
+}
+
+struct Work<'w> {
+    directory: &'w Path,
+    params: &'w RelocateParams<'w>,
+    /// Which of the files were named.
+    found: Vec<bool>,
+    /// Nodes of files whose format is said by the node above.
+    protocols: Vec<(String, String)>,
+    out: Relocated,
+}
+
+impl Work<'_> {
+    fn rewrite(&mut self, option: OptionWord) -> Result<OptionWord> {
+        let OptionWord { name, value } = as_drive(option);
+        let Some(value) = value else { return Ok(OptionWord { name, value }) };
+        let value = match name.as_str() {
+            "pidfile" | "D" => self.own(&value)?,
+            "append" | "name" | "uuid" => value,
+            name if PATHS.contains(&name) => self.moved(&value).unwrap_or(value),
+            "qmp" | "qmp-pretty" | "monitor" | "serial" | "parallel" => self.line(&name, &value)?,
+            name => self.fields(name, &value)?,
+        };
+        Ok(OptionWord { name, value: Some(value) })
+    }
+
+    /// Rewrites an option that consists of keys and values.
+    fn fields(&mut self, name: &str, value: &str) -> Result<String> {
+        let mut fields = Fields::read(value);
+        refuse_shared(name, value, &fields)?;
+        self.files(&mut fields, name);
+        match name {
+            "chardev" => self.character_device(&mut fields, value)?,
+            "netdev" | "nic" | "net" => self.ports(&mut fields, value)?,
+            _ => {}
+        }
+        let is_card = name == "device" && fields.get("netdev").is_some();
+        if is_card || (name == "nic" && fields.first() != Some("none")) {
+            let mac = mac(self.params.seed, self.out.macs.len());
+            fields.set("mac", &mac);
+            self.out.macs.push(mac);
+        }
+        let driver = fields.get("driver").or(fields.first());
+        if name == "device" && driver == Some("vmgenid") {
+            fields.set("guid", &guid(self.params.seed));
+        }
+        Ok(fields.write())
+    }
+
+    /// Exchanges the files that have moved, and says the format of images.
+    fn files(&mut self, fields: &mut Fields, option: &str) {
+        let mut images = Vec::new();
+        fields.visit(&mut |key, value| {
+            if let Some(number) = self.position(value) {
+                let file = &self.params.files[number];
+                *value = file.to.display().to_string();
+                self.found[number] = true;
+                images.extend(file.format.clone().map(|format| (key.to_owned(), format)));
+            }
+        });
+        for (key, format) in images {
+            match key.strip_suffix("filename") {
+                _ if option == "drive" => fields.set("format", &format),
+                Some("") => {
+                    let node = fields.get("node-name").unwrap_or_default().to_owned();
+                    self.protocols.push((node, format));
+                }
+                Some(above) => {
+                    let node = above.strip_suffix("file.").unwrap_or(above);
+                    fields.set(&format!("{node}driver"), &format);
+                }
+                None => {}
+            }
+        }
+    }
+
+    fn position(&self, value: &str) -> Option<usize> {
+        let path = self.directory.join(value.strip_prefix("file:").unwrap_or(value));
+        self.params.files.iter().position(|file| !value.is_empty() && file.from == path)
+    }
+
+    fn moved(&mut self, value: &str) -> Option<String> {
+        let number = self.position(value)?;
+        self.found[number] = true;
+        Some(self.params.files[number].to.display().to_string())
+    }
+
+    /// Rewrites a line in the short form of character devices: `unix:PATH,server`.
+    fn line(&mut self, option: &str, value: &str) -> Result<String> {
+        let (kind, rest) = value.split_once(':').unwrap_or((value, ""));
+        let (place, more) = match rest.split_once(',') {
+            Some((place, more)) => (place, format!(",{more}")),
+            None => (rest, String::new()),
+        };
+        match kind {
+            "unix" if is_server(&more) => Ok(format!("unix:{}{more}", self.own(place)?)),
+            "file" => Ok(format!("file:{}{more}", self.own(place)?)),
+            "none" | "null" | "vc" | "pty" | "stdio" | "mon" | "chardev" | "msmouse" => {
+                Ok(value.to_owned())
+            }
+            _ => Err(shared(option, value)),
+        }
+    }
+
+    fn character_device(&mut self, fields: &mut Fields, value: &str) -> Result<()> {
+        let kind = fields.get("backend").or(fields.first()).unwrap_or_default();
+        let key = match kind {
+            "socket" if is_server(&fields.write()) && fields.get("path").is_some() => "path",
+            "file" => "path",
+            "null" | "vc" | "pty" | "stdio" | "ringbuf" | "memory" | "msmouse" => return Ok(()),
+            _ => return Err(shared("chardev", value)),
+        };
+        if let Some(path) = fields.get(key).map(str::to_owned) {
+            let own = self.own(&path)?;
+            fields.set(key, &own);
+        }
+        Ok(())
+    }
+
+    /// Moves the ports that lead into the guest: `tcp:ADDRESS:PORT-GUEST:PORT`.
+    fn ports(&mut self, fields: &mut Fields, value: &str) -> Result<()> {
+        let kind = fields.get("type").or(fields.first()).unwrap_or_default().to_owned();
+        if !OWN_NETWORKS.contains(&kind.as_str()) {
+            return Err(shared("netdev", value));
+        }
+        let mut outcome = Ok(());
+        fields.visit(&mut |key, value| {
+            if matches!(key, "hostfwd" | "hostfwd.str") && outcome.is_ok() {
+                outcome = self.port(value).map(|moved| *value = moved);
+            }
+        });
+        outcome
+    }
+
+    fn port(&mut self, rule: &str) -> Result<String> {
+        let bad = || Error::unsupported(format!("the port in `hostfwd={rule}` cannot be read"));
+        let (host, guest) = rule.split_once('-').ok_or_else(bad)?;
+        let (place, port) = host.rsplit_once(':').ok_or_else(bad)?;
+        let (protocol, address) = place.split_once(':').ok_or_else(bad)?;
+        let from = port.parse().map_err(|_| bad())?;
+        let protocol = if protocol.is_empty() { "tcp" } else { protocol };
+        let to = (self.params.free_port)(protocol, address)
+            .map_err(Error::system(format!("find a free port for {rule}")))?;
+        self.out.ports.push(MovedPort { protocol: protocol.to_owned(), from, to });
+        Ok(format!("{protocol}:{address}:{to}-{guest}"))
+    }
+
+    /// Returns a place in the VM's own folder for a socket or a log.
+    fn own(&mut self, path: &str) -> Result<String> {
+        let name = Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or("socket");
+        let taken = |place: &Path| {
+            let files = self.params.files.iter().any(|file| file.to == place);
+            files || self.out.moved.iter().any(|(_, other)| other == place)
+        };
+        let plain = self.params.folder.join(name);
+        let numbered = (2..).map(|number| self.params.folder.join(format!("{name}-{number}")));
+        let place = std::iter::once(plain)
+            .chain(numbered)
+            .find(|place| !taken(place))
+            .expect("numbers do not end");
+        let text = place.to_str().ok_or_else(|| Error::unsupported("a path is not UTF-8 text"))?;
+        let text = text.to_owned();
+        self.out.moved.push((path.to_owned(), place));
+        Ok(text)
+    }
+}
+
+/// Writes the short options for disks as `-drive`, which can tell a format.
+fn as_drive(option: OptionWord) -> OptionWord {
+    let OptionWord { name, value } = option;
+    let kind = match name.as_str() {
+        "" | "hda" => "index=0,media=disk",
+        "hdb" => "index=1,media=disk",
+        "hdc" => "index=2,media=disk",
+        "hdd" => "index=3,media=disk",
+        "pflash" => "if=pflash",
+        _ => return OptionWord { name, value },
+    };
+    let value = value.map(|file| format!("{kind},file={}", file.replace(',', ",,")));
+    OptionWord { name: "drive".to_owned(), value }
+}
+
+/// Says the format of a file in the node that stands on the file's own.
+fn set_format_above(words: &mut [OptionWord], node: &str, format: &str) -> Result<()> {
+    for word in words.iter_mut().filter(|word| word.name == "blockdev") {
+        let Some(value) = &mut word.value else { continue };
+        let mut fields = Fields::read(value);
+        if fields.get("file") == Some(node) {
+            fields.set("driver", format);
+            *value = fields.write();
+            return Ok(());
+        }
+    }
+    if format == "raw" {
+        // A device that uses the file itself has no need of a node above.
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("no `-blockdev` says the format of the node `{node}`")))
+}
+
+/// Refuses what a host has once.
+fn refuse_shared(option: &str, value: &str, fields: &Fields) -> Result<()> {
+    let driver = fields.get("driver").or(fields.first()).unwrap_or_default();
+    let is_shared = match option {
+        "device" => HOST_DEVICES.iter().any(|start| driver.starts_with(start)),
+        "object" => fields.get("share").is_some_and(|share| share == "on"),
+        "tpmdev" | "gdb" | "spice" | "vnc" | "mem-path" => value != "none",
+        _ => false,
+    };
+    if is_shared { Err(shared(option, value)) } else { Ok(()) }
+}
+
+fn shared(option: &str, value: &str) -> Error {
+    Error::unsupported(format!("two VMs cannot both have `-{option} {value}`"))
+}
+
+/// Says whether a socket waits for others to connect, so that it can be anywhere.
+fn is_server(value: &str) -> bool {
+    let mut fields = Fields::read(value);
+    let mut server = false;
+    fields.visit(&mut |key, value| {
+        server |= (key.is_empty() && value == "server") || (key == "server" && value == "on");
+    });
+    server || value.contains(r#""server":true"#)
+}
+
+/// Makes a hardware address that is administered locally (IEEE 802, bit 1 of the
+/// first byte), and another one for each card of a VM.
+fn mac(seed: [u8; 16], card: usize) -> String {
+    let [a, b, c, d, e, ..] = seed;
+    let card = u8::try_from(card % 256).expect("a remainder of 256");
+    format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{:02x}", e.wrapping_add(card))
+}
+
+fn guid(seed: [u8; 16]) -> String {
+    let hex: String = seed.iter().map(|byte| format!("{byte:02x}")).collect();
+    let [a, b, c, d, e] = [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]];
+    format!("{a}-{b}-{c}-{d}-{e}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moved(from: &str, to: &str, format: Option<&str>) -> MovedFile {
+        MovedFile { from: from.into(), to: to.into(), format: format.map(str::to_owned) }
+    }
+
+    fn run(given: &str) -> Result<Relocated> {
+        let line = CommandLine {
+            program: "/usr/bin/qemu".into(),
+            arguments: given.split(' ').map(str::to_owned).collect(),
+            directory: "/srv".into(),
+            environment: Vec::new(),
+        };
+        let files =
+            [moved("/srv/a.img", "/new/a", Some("qcow2")), moved("/boot/k", "/new/k", None)];
+        // Each case names the disk, or it would be refused for that.
+        let files = if given.contains("a.img") { &files[..] } else { &files[1..] };
+        let params = RelocateParams {
+            files,
+            folder: Path::new("/new"),
+            seed: [0xab; 16],
+            free_port: &|_, _| Ok(4000),
+        };
+        relocate(&line, &params)
+    }
+
+    #[test]
+    fn files_move_and_their_formats_are_said() {
+        let check = |given: &str, expected: &str| {
+            let line = run(given).unwrap().arguments.join(" ");
+            assert_eq!(line, expected, "{given}");
+        };
+        check("-drive file=a.img,if=virtio", "-drive file=/new/a,if=virtio,format=qcow2");
+        check("-hda a.img -m 1G", "-drive index=0,media=disk,file=/new/a,format=qcow2 -m 1G");
+        check("a.img -S", "-drive index=0,media=disk,file=/new/a,format=qcow2 -S");
+        check(
+            "-blockdev driver=raw,node-name=n,file.driver=file,file.filename=/srv/a.img",
+            "-blockdev driver=qcow2,node-name=n,file.driver=file,file.filename=/new/a",
+        );
+        check(
+            "-blockdev driver=file,node-name=f,filename=a.img -blockdev driver=raw,file=f",
+            "-blockdev driver=file,node-name=f,filename=/new/a -blockdev driver=qcow2,file=f",
+        );
+        check("-kernel /boot/k -append /boot/k", "-kernel /new/k -append /boot/k");
+    }
+
+    #[test]
+    fn sockets_ports_and_addresses_become_its_own() {
+        let check = |given: &str, expected: &str| {
+            let line = run(given).unwrap().arguments.join(" ");
+            assert_eq!(line, expected, "{given}");
+        };
+        check("-qmp unix:/run/q,server=on,wait=off", "-qmp unix:/new/q,server=on,wait=off");
+        check("-serial file:/a/log -D /b/log", "-serial file:/new/log -D /new/log-2");
+        check(
+            "-chardev socket,id=c,path=s,server,nowait",
+            "-chardev socket,id=c,path=/new/s,server,nowait",
+        );
+        check(
+            "-netdev user,id=n,hostfwd=tcp:127.0.0.1:22-:22 -device e1000,netdev=n",
+            "-netdev user,id=n,hostfwd=tcp:127.0.0.1:4000-:22 \
+             -device e1000,netdev=n,mac=02:ab:ab:ab:ab:ab",
+        );
+        check(
+            "-device vmgenid,guid=auto",
+            "-device vmgenid,guid=abababab-abab-abab-abab-abababababab",
+        );
+    }
+
+    #[test]
+    fn what_cannot_be_shared_is_refused_by_name() {
+        let check = |given: &str, words: &str| {
+            let error = run(given).unwrap_err().to_string();
+            assert!(error.contains(words), "{given}: {error}");
+        };
+        check("-device vfio-pci,host=01:00.0", "vfio-pci,host=01:00.0");
+        check("-netdev tap,id=n,ifname=tap0", "ifname=tap0");
+        check("-chardev socket,id=c,path=/run/tpm", "path=/run/tpm");
+        check("-tpmdev emulator,id=t,chardev=c", "-tpmdev");
+        check("-serial tcp:127.0.0.1:4444,server", "tcp:127.0.0.1:4444");
+        check("-object memory-backend-file,id=m,mem-path=/m,share=on", "share=on");
+        check("-m 1G -name a.img", "a.img in a way");
+    }
+}
