@@ -22,12 +22,16 @@ pub(crate) struct CloneArguments {
     /// Make the folder of each new VM in this one, not in the home.
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
+    /// Keep the memory that the new VMs have in common once, until they write to it.
+    #[arg(long)]
+    share_memory: bool,
 }
 
 /// Makes new VMs of a snapshot.
 pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
-    let CloneArguments { snapshot, name, count, to } = arguments;
-    let report = engine.clone_snapshot(&CloneParams { snapshot, name, count, folder: to })?;
+    let CloneArguments { snapshot, name, count, to, share_memory } = arguments;
+    let params = CloneParams { snapshot, name, count, folder: to, share_memory };
+    let report = engine.clone_snapshot(&params)?;
     output.result(&report, || cloned(&report));
     Ok(())
 }

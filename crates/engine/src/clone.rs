@@ -32,6 +32,7 @@ use crate::intent::Intent;
 use crate::new_disks::NewDisk;
 use crate::observer::Step;
 use crate::revert::end_qemu;
+use crate::shared_memory::SharedMemory;
 use crate::vms::{LeasedVm, VmState};
 
 /// The process of a VM that has had none yet.
@@ -48,6 +49,8 @@ pub struct CloneParams {
     pub count: Option<u16>,
     /// Where the folders of the new VMs are made; in the home without it.
     pub folder: Option<PathBuf>,
+    /// Whether they map one file of memory together.
+    pub share_memory: bool,
 }
 
 /// What was made.
@@ -99,10 +102,15 @@ impl Engine {
             None => self.home.clones_folder(),
         };
         make_folder(&base)?;
+        let shared = match params.share_memory {
+            true => Some(self.share_memory(&repository, &target)?),
+            false => None,
+        };
         let mut vms: Vec<ClonedVm> = Vec::new();
         for name in names(params)? {
             self.check_interruption().map_err(|error| error.state(so_far(&vms)))?;
-            let work = CloneWork { engine: self, repository: &repository, target: &target, began };
+            let (repository, target, shared) = (&repository, &target, shared.as_ref());
+            let work = CloneWork { engine: self, repository, target, shared, began };
             let made = work.make(&name, base.join(name.as_str()));
             vms.push(made.map_err(|error| {
                 let what = format!("cannot clone `{}` as `{name}`", target.record.name);
@@ -161,6 +169,7 @@ struct CloneWork<'w> {
     engine: &'w Engine,
     repository: &'w Repository,
     target: &'w Snapshot,
+    shared: Option<&'w SharedMemory>,
     began: Instant,
 }
 
@@ -289,13 +298,20 @@ impl CloneWork<'_> {
             self.engine.place(vm, &self.target.record)?;
             return Ok("stopped".to_owned());
         }
-        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
-        let mut guest = self.engine.launch(vm, extra)?;
-        if has_memory
-            && let Err(error) = self.engine.load_memory(self.repository, &mut guest, self.target)
-        {
-            let _ = guest.quit();
-            return Err(error);
+        let mapped = self.shared.map(SharedMemory::arguments);
+        let mut extra: Vec<&str> = mapped.iter().flatten().map(String::as_str).collect();
+        extra.push("-S");
+        if has_memory {
+            extra.extend(["-incoming", "defer"]);
+        }
+        let mut guest = self.engine.launch(vm, &extra)?;
+        if has_memory {
+            let mapped = self.shared.map(|memory| memory.block.as_str());
+            let loaded = self.engine.load_memory(self.repository, &mut guest, self.target, mapped);
+            if let Err(error) = loaded {
+                let _ = guest.quit();
+                return Err(error);
+            }
         }
         self.step(Step::CloneLoaded);
         let mut guest = self.engine.saw(vm, guest)?;

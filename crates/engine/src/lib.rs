@@ -22,6 +22,7 @@ mod powered_off;
 mod removal;
 mod repair;
 mod revert;
+mod shared_memory;
 mod sink;
 mod snapshots;
 mod space;

@@ -16,21 +16,28 @@ const THREADS: usize = 2;
 /// How much is sent at once.
 const SEND_SIZE: usize = 1 << 20;
 
-/// Loads memory and device state. The guest stands still afterwards.
+/// Loads memory and device state. The block `mapped`, if there is one, is in its
+/// place already. The guest stands still afterwards.
 pub(crate) fn load(
     repository: &Repository,
     guest: &mut Guest,
     snapshot: &Snapshot,
     state: &[u8],
+    mapped: Option<&str>,
     cancel: &Cancel,
 ) -> Result<()> {
     let state = DeviceState::from_bytes(state, Limits::default())
         .map_err(Error::step("the device state of the snapshot is damaged"))?;
+    let mut writer = RestoreWriter::new(&state);
     let mut readers = Vec::new();
     for (id, block) in RamBlock::numbered(state.ram_blocks()) {
-        readers.push((id, block.pages(), open(repository, snapshot, block)?));
+        if mapped == Some(block.name.as_str()) {
+            writer.allow_partial(id);
+        } else {
+            readers.push((id, block.pages(), open(repository, snapshot, block)?));
+        }
     }
-    tintype_vm::load(guest, cancel, |stream| send(stream, &state, readers))
+    tintype_vm::load(guest, cancel, |stream| send(stream, writer, readers))
 }
 
 fn open(repository: &Repository, snapshot: &Snapshot, block: &RamBlock) -> Result<ImageReader> {
@@ -50,11 +57,10 @@ fn open(repository: &Repository, snapshot: &Snapshot, block: &RamBlock) -> Resul
 
 fn send(
     stream: &mut dyn Write,
-    state: &DeviceState,
+    mut writer: RestoreWriter<'_>,
     readers: Vec<(RamBlockId, u64, ImageReader)>,
 ) -> Result<()> {
     let mut out = Vec::with_capacity(SEND_SIZE + 2 * BLOCK_SIZE);
-    let mut writer = RestoreWriter::new(state);
     writer.start(&mut out);
     for (block, pages, reader) in readers {
         let mut next = 0;

@@ -167,7 +167,7 @@ impl Engine {
         let mut guest = self.launch(vm, extra)?;
         observer.step(Step::RevertStarted);
         if has_memory {
-            let loaded = self.load_memory(repository, &mut guest, target);
+            let loaded = self.load_memory(repository, &mut guest, target, None);
             if let Err(error) = loaded {
                 // A QEMU that is half loaded is of no use to anybody.
                 let _ = guest.quit();
@@ -188,11 +188,13 @@ impl Engine {
         guest.run_state().map_err(cannot)
     }
 
+    /// Loads the memory of a snapshot, but for the block that is `mapped` already.
     pub(crate) fn load_memory(
         &self,
         repository: &Repository,
         guest: &mut Guest,
         target: &Snapshot,
+        mapped: Option<&str>,
     ) -> Result<()> {
         let state = target.record.blobs.iter().find(|(name, _)| name == DEVICE_STATE);
         let (_, state) =
@@ -200,7 +202,7 @@ impl Engine {
         let state =
             repository.read_blob(state).map_err(Error::step("cannot read the device state"))?;
         // What is half overwritten is of no use: this is not interrupted.
-        memory::load(repository, guest, target, &state, &Cancel::default())
+        memory::load(repository, guest, target, &state, mapped, &Cancel::default())
     }
 
     /// Refuses a snapshot that is not whole, or that cannot run here.

@@ -179,3 +179,58 @@ fn what_two_vms_cannot_share_is_refused_by_name() {
     assert!(errors.contains("no VM was made"), "{errors}");
     assert_eq!(subject.tintype.lines(&["vm", "list"]).len(), 1);
 }
+
+#[test]
+fn ten_clones_that_share_memory_cost_little_more_than_one() {
+    if !is_built(GuestKind::Tiny) {
+        return;
+    }
+    let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Raw, 16)];
+    let mut subject = Subject::start(Guest::of(GuestKind::Tiny).memory_mib(384).disks(disks));
+    let check = "tail -c 1000000 /tmp/fill | md5sum";
+    let fill = format!("yes tintype | head -c 150000000 >/tmp/fill; {check}");
+    let sum = subject.guest.serial().must_run(&fill, WITHIN);
+    let witness = "pair --interval-us 20000 --disk /dev/vdb";
+    subject.guest.serial().start_witness("w", witness, WITHIN).unwrap();
+    subject.take(&["--name", "base"]);
+    subject.power_off();
+
+    let alone = subject.tintype.json(&["clone", "web@base", "alone"]);
+    let alone = memory_mib(&alone["vms"][0]);
+    subject.tintype.json(&["vm", "stop", "alone", "--force"]);
+    let arguments = ["clone", "web@base", "twin", "--count", "10", "--share-memory"];
+    let report = subject.tintype.json(&arguments);
+    let clones = report["vms"].as_array().unwrap().clone();
+    let together: u64 = clones.iter().map(memory_mib).sum();
+    eprintln!("one clone has {alone} MiB, ten that share have {together} MiB: {report}");
+    assert!(together < 4 * alone, "{together} MiB of ten are not less than 4 × {alone} MiB");
+    for clone in &clones {
+        let mut serial = serial(clone, &subject.guest);
+        serial.wait_answer(WITHIN).unwrap();
+        serial.must_be_whole(WITHIN);
+    }
+    // One that writes changes nothing for another.
+    let mut first = serial(&clones[0], &subject.guest);
+    let zero = "dd if=/dev/zero of=/tmp/fill bs=1M count=143 conv=notrunc 2>/dev/null";
+    first.must_run(zero, WITHIN);
+    let mut second = serial(&clones[1], &subject.guest);
+    assert_eq!(second.must_run(check, WITHIN), sum);
+    let left = fs::read_dir(subject.guest.files().folder().join("home/run")).unwrap();
+    let left = left.filter(|entry| entry.as_ref().unwrap().path().is_dir()).count();
+    assert_eq!(left, 0, "the file has no name any more");
+
+    // Taken, and put back with memory of its own.
+    second.disconnect();
+    subject.tintype.json(&["take", "twin2", "--name", "again"]);
+    subject.tintype.json(&["revert", "twin2", "again"]);
+    second.wait_answer(WITHIN).unwrap();
+    assert_eq!(second.must_run(check, WITHIN), sum);
+    second.must_be_whole(WITHIN);
+}
+
+/// Returns the memory of a clone's QEMU, where what several share counts in parts.
+fn memory_mib(clone: &Value) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{}/smaps_rollup", clone["pid"])).unwrap();
+    let line = text.lines().find(|line| line.starts_with("Pss:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
