@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::restore::RestoreArguments;
 
 /// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
 /// point in time, taken while the machine runs, put back in seconds.
@@ -130,6 +131,8 @@ pub(crate) enum Command {
     },
     /// Make new VMs that run on from a snapshot, with disks, sockets and ports of their own.
     Clone(CloneArguments),
+    /// Restore a snapshot to a folder that runs by itself, with a script that starts QEMU.
+    Restore(RestoreArguments),
     /// Delete snapshots. It can be undone until `gc` has freed their space.
     Rm {
         /// The snapshots.

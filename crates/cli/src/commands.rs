@@ -21,6 +21,7 @@ use crate::keys;
 use crate::output::Output;
 use crate::progress::{Fault, Show};
 use crate::removal;
+use crate::restore;
 use crate::text;
 
 /// The variables of the environment that a started QEMU gets besides our own.
@@ -71,6 +72,7 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
             output.result(&report, || text::revert(&report));
         }
         Command::Clone(arguments) => clone::run(engine, arguments, output)?,
+        Command::Restore(arguments) => restore::run(engine, arguments, output)?,
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
         Command::Undo => removal::undo(engine, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,

@@ -9,6 +9,7 @@ mod keys;
 mod output;
 mod progress;
 mod removal;
+mod restore;
 mod text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -19,18 +19,17 @@ use serde::Serialize;
 use tintype_repo::{Repository, VerifyLevel};
 use tintype_types::{SnapshotId, VmId, VmName};
 use tintype_vm::{
-    CommandLine, MovedFile, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
+    CommandLine, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
 };
 
 use crate::Engine;
 use crate::details::{Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, Result};
-use crate::files::contents;
-use crate::home::{make_folder, remove_durably, write_durably};
+use crate::home::{make_folder, remove_durably};
 use crate::intent::Intent;
-use crate::new_disks::NewDisk;
 use crate::observer::Step;
+use crate::places::Places;
 use crate::revert::end_qemu;
 use crate::shared_memory::SharedMemory;
 use crate::vms::{LeasedVm, VmState};
@@ -96,7 +95,8 @@ impl Engine {
         let _pinned = repository
             .pin(target.record.id)
             .map_err(Error::step("cannot hold on to the snapshot"))?;
-        self.refuse_unfit_for_clones(&repository, &target)?;
+        self.refuse_unfit(&repository, &target, "clone")?;
+        refuse_missing_program(&target)?;
         let base = match &params.folder {
             Some(folder) => std::path::absolute(folder).map_err(Error::io("find", folder))?,
             None => self.home.clones_folder(),
@@ -133,10 +133,15 @@ impl Engine {
         remove_folder(&self.home.vm_folder(&vm.name))
     }
 
-    /// Refuses a snapshot that is not whole, or of which no second VM can be made.
-    fn refuse_unfit_for_clones(&self, repository: &Repository, target: &Snapshot) -> Result<()> {
+    /// Refuses a snapshot that is not whole, or that no new VM can be made of.
+    pub(crate) fn refuse_unfit(
+        &self,
+        repository: &Repository,
+        target: &Snapshot,
+        verb: &str,
+    ) -> Result<()> {
         let refused = |why: String| {
-            Error::refused(format!("cannot clone `{}`", target.record.name))
+            Error::refused(format!("cannot {verb} `{}`", target.record.name))
                 .because(why)
                 .state("nothing was changed")
         };
@@ -145,13 +150,6 @@ impl Engine {
             return Err(refused(format!(
                 "QEMU was started with `{word}`, a file that only its parent had open"
             )));
-        }
-        if !line.program.exists() {
-            return Err(refused(format!(
-                "the QEMU of the snapshot, {}, is not there",
-                line.program.display()
-            ))
-            .hint(format!("the snapshot needs QEMU {}", target.details.inventory.qemu_version)));
         }
         let report = repository
             .verify(&[target.record.id], VerifyLevel::ReadNearby, &self.supervisor("verifying"))
@@ -181,7 +179,7 @@ impl CloneWork<'_> {
                 .hint("choose another name, or another folder with --to"));
         }
         let id = VmId::random();
-        let files = self.places(&folder)?;
+        let files = Places::choose(self.target, &folder, None)?;
         let relocated = self.relocate(&folder, &files, id)?;
         let state = VmState {
             id,
@@ -217,37 +215,13 @@ impl CloneWork<'_> {
         })
     }
 
-    /// Chooses a place for each disk, and then for each file, of the snapshot.
-    fn places(&self, folder: &Path) -> Result<Vec<MovedFile>> {
-        let mut places = Vec::new();
-        for (number, saved) in self.target.details.disks.iter().enumerate() {
-            let disk = &saved.disk;
-            let from = disk.file.clone().ok_or_else(|| {
-                Error::refused(format!("the disk `{}` is not a file of this machine", disk.name))
-            })?;
-            let plain = |letter: char| letter.is_ascii_alphanumeric() || "-_".contains(letter);
-            let name = match disk.name.chars().all(plain) {
-                true => disk.name.clone(),
-                false => format!("disk-{number}"),
-            };
-            let to = folder.join(format!("{name}.{}", disk.format));
-            places.push(MovedFile { from, to, format: Some(disk.format.clone()) });
-        }
-        for (number, file) in self.target.details.files.iter().enumerate() {
-            let name = file.path.file_name().unwrap_or_default().to_string_lossy();
-            let to = folder.join(format!("file-{number}-{name}"));
-            places.push(MovedFile { from: file.path.clone(), to, format: None });
-        }
-        Ok(places)
-    }
-
-    fn relocate(&self, folder: &Path, files: &[MovedFile], id: VmId) -> Result<Relocated> {
+    fn relocate(&self, folder: &Path, places: &Places, id: VmId) -> Result<Relocated> {
         let ports = Ports::default();
         let params = RelocateParams {
-            files,
+            files: &places.all,
             folder,
             seed: *id.as_bytes(),
-            free_port: &|protocol, address| ports.find(protocol, address),
+            free_port: Some(&|protocol, address| ports.find(protocol, address)),
         };
         relocate(&self.target.details.command_line, &params)
             .map_err(Error::step("the VM of the snapshot cannot have a second one beside it"))
@@ -264,28 +238,15 @@ impl CloneWork<'_> {
     }
 
     /// Makes the folder with the disks and the files.
-    fn fill(&self, vm: &LeasedVm, folder: &Path, places: &[MovedFile]) -> Result<()> {
+    fn fill(&self, vm: &LeasedVm, folder: &Path, places: &Places) -> Result<()> {
         make_folder(folder)?;
-        let details = &self.target.details;
-        let (disks, files) = places.split_at(details.disks.len());
-        for (file, place) in details.files.iter().zip(files) {
-            write_durably(&place.to, &contents(self.repository, self.target, file)?)?;
-        }
-        let mut new = Vec::new();
-        for (saved, place) in details.disks.iter().zip(disks) {
-            let name = saved.disk.name.as_str();
-            let format = saved.disk.format.parse();
-            new.push(NewDisk {
-                name,
-                root: self.target.promised_image(&saved.image)?,
-                path: place.to.clone(),
-                format: format.map_err(Error::step(format!("cannot make the disk `{name}`")))?,
-            });
-        }
+        places.write_files(self.repository, self.target, folder)?;
+        let disks = places.new_disks(self.target, folder)?;
         let short_lived = self.engine.home.short_lived_folder()?;
         let program = &vm.state.command_line.program;
         let host = DiskHost { program, folder: short_lived.path() };
-        host.make(self.repository, &new, self.engine.config.observer.as_ref())?;
+        host.make(&disks)?;
+        host.fill(self.repository, &disks, self.engine.config.observer.as_ref())?;
         self.step(Step::CloneFilled);
         Ok(())
     }
@@ -350,6 +311,18 @@ impl Ports {
         self.streams.borrow_mut().push(socket);
         Ok(port)
     }
+}
+
+fn refuse_missing_program(target: &Snapshot) -> Result<()> {
+    let program = &target.details.command_line.program;
+    if program.exists() {
+        return Ok(());
+    }
+    let why = format!("the QEMU of the snapshot, {}, is not there", program.display());
+    Err(Error::refused(format!("cannot clone `{}`", target.record.name))
+        .because(why)
+        .state("nothing was changed")
+        .hint(format!("the snapshot needs QEMU {}", target.details.inventory.qemu_version)))
 }
 
 /// Returns the names of the new VMs.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tintype_repo::{ImageRoot, SnapshotRecord};
+use tintype_repo::{ImageRoot, Repository, SnapshotRecord};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
 use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 
@@ -114,6 +114,14 @@ impl Snapshot {
                 .state("nothing was changed")
                 .hint("run `tintype verify` to list every damaged snapshot")
         })
+    }
+
+    /// Reads the state of the devices, which a snapshot with memory has.
+    pub(crate) fn device_state(&self, repository: &Repository) -> Result<Vec<u8>> {
+        let state = self.record.blobs.iter().find(|(name, _)| name == DEVICE_STATE);
+        let (_, state) =
+            state.ok_or_else(|| Error::failed("the snapshot has memory and no device state"))?;
+        repository.read_blob(state).map_err(Error::step("cannot read the device state"))
     }
 
     /// Returns the bytes of all its images, holes included.

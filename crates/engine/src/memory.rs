@@ -1,4 +1,4 @@
-//! Feeds the memory of a snapshot to a QEMU that waits for it.
+//! Feeds the memory of a snapshot to a QEMU that waits for it, or writes it to a file.
 
 use std::io::Write;
 
@@ -38,6 +38,26 @@ pub(crate) fn load(
         }
     }
     tintype_vm::load(guest, cancel, |stream| send(stream, writer, readers))
+}
+
+/// Writes memory and device state as a stream that a QEMU runs when it has loaded it.
+pub(crate) fn write(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    state: &[u8],
+    stream: &mut dyn Write,
+) -> Result<()> {
+    let cannot = || "the device state of the snapshot is damaged";
+    let mut state =
+        DeviceState::from_bytes(state, Limits::default()).map_err(Error::step(cannot()))?;
+    if snapshot.details.was_running {
+        state.set_running().map_err(Error::step(cannot()))?;
+    }
+    let mut readers = Vec::new();
+    for (id, block) in RamBlock::numbered(state.ram_blocks()) {
+        readers.push((id, block.pages(), open(repository, snapshot, block)?));
+    }
+    send(stream, RestoreWriter::new(&state), readers)
 }
 
 fn open(repository: &Repository, snapshot: &Snapshot, block: &RamBlock) -> Result<ImageReader> {

@@ -29,8 +29,20 @@ pub(crate) struct NewDisk<'d> {
 }
 
 impl DiskHost<'_> {
-    /// Makes images and fills them. When this returns they are durable.
-    pub(crate) fn make(
+    /// Makes images in which there is nothing yet.
+    pub(crate) fn make(&self, disks: &[NewDisk<'_>]) -> Result<()> {
+        let config = HostConfig::new(self.program, self.folder);
+        for disk in disks {
+            let (path, format) = (disk.path.clone(), disk.format.clone());
+            let params = CreateParams { path, format, size: disk.root.size(), mode: 0o600 };
+            ImageHost::create(&config, &params)
+                .map_err(Error::step(format!("cannot make the disk `{}`", disk.name)))?;
+        }
+        Ok(())
+    }
+
+    /// Fills images that were just made. When this returns they are durable.
+    pub(crate) fn fill(
         &self,
         repository: &Repository,
         disks: &[NewDisk<'_>],
@@ -40,25 +52,19 @@ impl DiskHost<'_> {
             return Ok(());
         }
         let config = HostConfig::new(self.program, self.folder);
-        let mut specs = Vec::new();
-        for disk in disks {
-            let (path, format) = (disk.path.clone(), disk.format.clone());
-            let params = CreateParams { path, format, size: disk.root.size(), mode: 0o600 };
-            ImageHost::create(&config, &params)
-                .map_err(Error::step(format!("cannot make the disk `{}`", disk.name)))?;
-            specs.push(ImageSpec::writable(&disk.path, disk.format.clone()));
-        }
+        let specs: Vec<ImageSpec> =
+            disks.iter().map(|disk| ImageSpec::writable(&disk.path, disk.format.clone())).collect();
         let host =
             ImageHost::open(&config, &specs).map_err(Error::step("cannot open the new disks"))?;
         for (number, disk) in disks.iter().enumerate() {
-            fill(repository, &host, number, disk, observer)?;
+            fill_one(repository, &host, number, disk, observer)?;
         }
         host.close().map_err(Error::step("cannot close the new disks"))
     }
 }
 
 /// Writes what is in the snapshot; the rest of a new image reads as zeros.
-fn fill(
+fn fill_one(
     repository: &Repository,
     host: &ImageHost,
     number: usize,

@@ -19,7 +19,7 @@ use tintype_types::{SnapshotId, VmName};
 use tintype_vm::{Afterwards, Cancel, Guest};
 
 use crate::Engine;
-use crate::details::{DEVICE_STATE, Purpose, Snapshot, micros_as_ms};
+use crate::details::{Purpose, Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
@@ -196,11 +196,7 @@ impl Engine {
         target: &Snapshot,
         mapped: Option<&str>,
     ) -> Result<()> {
-        let state = target.record.blobs.iter().find(|(name, _)| name == DEVICE_STATE);
-        let (_, state) =
-            state.ok_or_else(|| Error::failed("the snapshot has memory and no device state"))?;
-        let state =
-            repository.read_blob(state).map_err(Error::step("cannot read the device state"))?;
+        let state = target.device_state(repository)?;
         // What is half overwritten is of no use: this is not interrupted.
         memory::load(repository, guest, target, &state, mapped, &Cancel::default())
     }

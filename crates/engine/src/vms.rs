@@ -351,7 +351,7 @@ impl LeasedVm {
 }
 
 /// Finds a program as a shell would, but for its own search of the path.
-fn find_program(program: &str, directory: &Path) -> Result<PathBuf> {
+pub(crate) fn find_program(program: &str, directory: &Path) -> Result<PathBuf> {
     let direct = directory.join(program);
     let places = ["/usr/local/bin", "/usr/bin", "/usr/libexec", "/bin"];
     let found = if program.contains('/') {

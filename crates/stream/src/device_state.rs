@@ -81,6 +81,32 @@ impl DeviceState {
         &self.blocks
     }
 
+    /// Makes a receiver that is not told otherwise run the VM, whatever state it was
+    /// in when it was saved (`vmstate_globalstate` in `migration/global_state.c`: the
+    /// length of a name with its final NUL, and the name in 100 bytes).
+    ///
+    /// # Errors
+    /// The sections are not those that the description names, or this one has
+    /// another form.
+    pub fn set_running(&mut self) -> Result<(), Error> {
+        const NAME: &[u8] = b"running\0";
+        const LEN: usize = 4 + 100;
+        let start = self.bytes.as_ptr().addr();
+        let sections = self.sections()?;
+        let section = sections.iter().find(|section| section.name == "globalstate");
+        let state = section.map(|section| section.state).filter(|state| state.len() == LEN);
+        let Some(state) = state else {
+            let fault = "it does not say whether the VM ran".to_owned();
+            return Err(Error::Sections { fault });
+        };
+        let at = state.as_ptr().addr() - start;
+        let mut value = [0; LEN];
+        value[3] = 8;
+        value[4..4 + NAME.len()].copy_from_slice(NAME);
+        self.bytes[at..at + LEN].copy_from_slice(&value);
+        Ok(())
+    }
+
     /// Returns the JSON text that describes the device sections.
     pub fn description_bytes(&self) -> &[u8] {
         &self.bytes[self.description.clone()]

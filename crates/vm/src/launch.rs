@@ -44,7 +44,8 @@ pub fn launch(params: &LaunchParams<'_>) -> Result<Guest> {
         if params.socket.exists() {
             match Guest::connect(params.socket) {
                 Ok(guest) => return Ok(guest),
-                Err(Error::Connect { .. }) => {}
+                // One that ends while it starts closes its monitor: its words say why.
+                Err(Error::Connect { .. } | Error::Gone { .. }) => {}
                 Err(error) => return Err(kill(child, error)),
             }
         }

@@ -33,5 +33,7 @@ pub use inventory::{Disk, Inventory, NetworkCard};
 pub use launch::{LaunchParams, launch};
 pub use load::load;
 pub use process::{CommandLine, Process, ProcessId};
-pub use relocate::{MovedFile, MovedPort, RelocateParams, Relocated, relocate};
+pub use relocate::{
+    FreePort, MovedFile, MovedPort, RelocateParams, Relocated, relocate, with_machine_type,
+};
 pub use tpm::Tpm;

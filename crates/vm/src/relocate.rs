@@ -35,6 +35,9 @@ pub struct MovedPort {
     pub to: u16,
 }
 
+/// Finds a free port.
+pub type FreePort<'p> = &'p dyn Fn(&str, &str) -> std::io::Result<u16>;
+
 /// What a VM gets that another one has already.
 pub struct RelocateParams<'p> {
     /// The files that have moved.
@@ -45,7 +48,9 @@ pub struct RelocateParams<'p> {
     /// have the same.
     pub seed: [u8; 16],
     /// Finds a free port for `tcp` or `udp` on an address, which may be empty.
-    pub free_port: &'p dyn Fn(&str, &str) -> std::io::Result<u16>,
+    /// Without it this is the first VM itself on another machine: it keeps its
+    /// ports, its hardware addresses and its use of the host.
+    pub free_port: Option<FreePort<'p>>,
 }
 
 /// A command line that was rewritten.
@@ -133,15 +138,16 @@ impl Work<'_> {
     /// Rewrites an option that consists of keys and values.
     fn fields(&mut self, name: &str, value: &str) -> Result<String> {
         let mut fields = Fields::read(value);
-        refuse_shared(name, value, &fields)?;
+        self.refuse_shared(name, value, &fields)?;
         self.files(&mut fields, name);
         match name {
             "chardev" => self.character_device(&mut fields, value)?,
-            "netdev" | "nic" | "net" => self.ports(&mut fields, value)?,
+            "netdev" | "nic" | "net" if self.is_second() => self.ports(&mut fields, value)?,
             _ => {}
         }
         let is_card = name == "device" && fields.get("netdev").is_some();
-        if is_card || (name == "nic" && fields.first() != Some("none")) {
+        let is_card = is_card || (name == "nic" && fields.first() != Some("none"));
+        if is_card && self.is_second() {
             let mac = mac(self.params.seed, self.out.macs.len());
             fields.set("mac", &mac);
             self.out.macs.push(mac);
@@ -204,6 +210,7 @@ impl Work<'_> {
             "none" | "null" | "vc" | "pty" | "stdio" | "mon" | "chardev" | "msmouse" => {
                 Ok(value.to_owned())
             }
+            _ if !self.is_second() => Ok(value.to_owned()),
             _ => Err(shared(option, value)),
         }
     }
@@ -214,6 +221,7 @@ impl Work<'_> {
             "socket" if is_server(&fields.write()) && fields.get("path").is_some() => "path",
             "file" => "path",
             "null" | "vc" | "pty" | "stdio" | "ringbuf" | "memory" | "msmouse" => return Ok(()),
+            _ if !self.is_second() => return Ok(()),
             _ => return Err(shared("chardev", value)),
         };
         if let Some(path) = fields.get(key).map(str::to_owned) {
@@ -245,10 +253,28 @@ impl Work<'_> {
         let (protocol, address) = place.split_once(':').ok_or_else(bad)?;
         let from = port.parse().map_err(|_| bad())?;
         let protocol = if protocol.is_empty() { "tcp" } else { protocol };
-        let to = (self.params.free_port)(protocol, address)
+        let Some(free_port) = self.params.free_port else { return Ok(rule.to_owned()) };
+        let to = free_port(protocol, address)
             .map_err(Error::system(format!("find a free port for {rule}")))?;
         self.out.ports.push(MovedPort { protocol: protocol.to_owned(), from, to });
         Ok(format!("{protocol}:{address}:{to}-{guest}"))
+    }
+
+    /// Tells whether the first VM may run beside this one.
+    fn is_second(&self) -> bool {
+        self.params.free_port.is_some()
+    }
+
+    /// Refuses what a host has once.
+    fn refuse_shared(&self, option: &str, value: &str, fields: &Fields) -> Result<()> {
+        let driver = fields.get("driver").or(fields.first()).unwrap_or_default();
+        let is_shared = match option {
+            "device" => HOST_DEVICES.iter().any(|start| driver.starts_with(start)),
+            "object" => fields.get("share").is_some_and(|share| share == "on"),
+            "tpmdev" | "gdb" | "spice" | "vnc" | "mem-path" => value != "none",
+            _ => false,
+        };
+        if is_shared && self.is_second() { Err(shared(option, value)) } else { Ok(()) }
     }
 
     /// Returns a place in the VM's own folder for a socket or a log.
@@ -269,6 +295,30 @@ impl Work<'_> {
         self.out.moved.push((path.to_owned(), place));
         Ok(text)
     }
+}
+
+/// Names the machine type with its version, so that a newer QEMU makes the same
+/// machine of it.
+pub fn with_machine_type(given: &[String], machine: &str) -> Vec<String> {
+    let mut words = options(given);
+    let known = words.iter_mut().find(|word| matches!(word.name.as_str(), "machine" | "M"));
+    match known.and_then(|word| word.value.as_mut()) {
+        None => {
+            let value = Some(machine.to_owned());
+            words.push(OptionWord { name: "machine".to_owned(), value });
+        }
+        Some(value) => {
+            let mut fields = Fields::read(value);
+            match &mut fields {
+                Fields::Words(words) if words.first().is_some_and(|(key, _)| key.is_none()) => {
+                    machine.clone_into(&mut words[0].1);
+                }
+                fields => fields.set("type", machine),
+            }
+            *value = fields.write();
+        }
+    }
+    arguments(&words)
 }
 
 /// Writes the short options for disks as `-drive`, which can tell a format.
@@ -302,18 +352,6 @@ fn set_format_above(words: &mut [OptionWord], node: &str, format: &str) -> Resul
         return Ok(());
     }
     Err(Error::unsupported(format!("no `-blockdev` says the format of the node `{node}`")))
-}
-
-/// Refuses what a host has once.
-fn refuse_shared(option: &str, value: &str, fields: &Fields) -> Result<()> {
-    let driver = fields.get("driver").or(fields.first()).unwrap_or_default();
-    let is_shared = match option {
-        "device" => HOST_DEVICES.iter().any(|start| driver.starts_with(start)),
-        "object" => fields.get("share").is_some_and(|share| share == "on"),
-        "tpmdev" | "gdb" | "spice" | "vnc" | "mem-path" => value != "none",
-        _ => false,
-    };
-    if is_shared { Err(shared(option, value)) } else { Ok(()) }
 }
 
 fn shared(option: &str, value: &str) -> Error {
@@ -367,7 +405,7 @@ mod tests {
             files,
             folder: Path::new("/new"),
             seed: [0xab; 16],
-            free_port: &|_, _| Ok(4000),
+            free_port: Some(&|_, _| Ok(4000)),
         };
         relocate(&line, &params)
     }
@@ -413,6 +451,17 @@ mod tests {
             "-device vmgenid,guid=auto",
             "-device vmgenid,guid=abababab-abab-abab-abab-abababababab",
         );
+    }
+
+    #[test]
+    fn the_machine_type_is_said_with_its_version() {
+        let check = |given: &str, expected: &str| {
+            let given: Vec<String> = given.split(' ').map(str::to_owned).collect();
+            assert_eq!(with_machine_type(&given, "pc-q35-10.0").join(" "), expected);
+        };
+        check("-M q35,smm=off", "-M pc-q35-10.0,smm=off");
+        check("-machine smm=off,type=q35", "-machine smm=off,type=pc-q35-10.0");
+        check("-m 1G", "-m 1G -machine pc-q35-10.0");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod kill;
 mod oracle;
 mod privacy;
 mod qemu_death;
+mod restore;
 mod scene;
 mod soak;
 mod space;
