@@ -291,6 +291,9 @@ pub(crate) struct TakeArguments {
     /// Take the disks alone.
     #[arg(long)]
     pub(crate) no_memory: bool,
+    /// A disk to leave out, by its name in `vm show`; can be given several times.
+    #[arg(long = "exclude-disk", value_name = "DISK")]
+    pub(crate) excluded_disks: Vec<String>,
     /// How to capture memory.
     #[arg(long, default_value = "auto")]
     pub(crate) mode: Mode,

@@ -152,6 +152,7 @@ fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()
         message: arguments.message,
         tags: arguments.tags,
         without_memory: arguments.no_memory,
+        excluded_disks: arguments.excluded_disks,
         way: match arguments.mode {
             Mode::Auto => None,
             Mode::Iterating => Some(Way::Iterating),

@@ -145,6 +145,11 @@ impl Engine {
                 .because(why)
                 .state("nothing was changed")
         };
+        let saved = |name: &String| target.details.disks.iter().any(|disk| disk.disk.name == *name);
+        let mut disks = target.details.inventory.writable_disks().map(|disk| &disk.name);
+        if let Some(name) = disks.find(|name| !saved(name)) {
+            return Err(refused(format!("the disk `{name}` was left out of the snapshot")));
+        }
         let line = &target.details.command_line;
         if let Some(word) = arguments::inherited_descriptor(&line.arguments) {
             return Err(refused(format!(

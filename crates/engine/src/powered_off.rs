@@ -32,7 +32,7 @@ impl Engine {
             .begin(SessionParams::default())
             .map_err(Error::step("cannot write to the repository"))?;
         let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
-        let disks: Vec<_> = vm.state.inventory.writable_disks().collect();
+        let disks = params.disks(&vm.state.inventory)?;
         let folder = self.home.short_lived_folder()?;
         let host = DiskHost { program: &vm.state.command_line.program, folder: folder.path() };
         let sinks = disks

@@ -11,7 +11,9 @@ use std::time::Instant;
 use jiff::Timestamp;
 use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
 use tintype_types::{SnapshotName, VmName};
-use tintype_vm::{Afterwards, CaptureParams, CaptureReport, Footprint, Guest, Tpm, Way, capture};
+use tintype_vm::{
+    Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Guest, Inventory, Tpm, Way, capture,
+};
 
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
@@ -36,6 +38,24 @@ pub struct TakeParams {
     pub without_memory: bool,
     /// The way of capture, or `None` to choose the best.
     pub way: Option<Way>,
+    /// The names of disks that are left out.
+    pub excluded_disks: Vec<String>,
+}
+
+impl TakeParams {
+    /// Returns the disks that the snapshot copies.
+    pub(crate) fn disks<'d>(&self, inventory: &'d Inventory) -> Result<Vec<&'d Disk>> {
+        let mut disks: Vec<&Disk> = inventory.writable_disks().collect();
+        for name in &self.excluded_disks {
+            if !disks.iter().any(|disk| disk.name == *name) {
+                let names: Vec<&str> = disks.iter().map(|disk| disk.name.as_str()).collect();
+                return Err(Error::invalid(format!("there is no disk `{name}` to leave out"))
+                    .hint(format!("the disks are: {}", names.join(", "))));
+            }
+        }
+        disks.retain(|disk| !self.excluded_disks.contains(&disk.name));
+        Ok(disks)
+    }
 }
 
 impl Engine {
@@ -178,7 +198,8 @@ impl Engine {
                 .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
         }
         let inventory = guest.inventory().map_err(why)?;
-        Ok(Plan { memory, disks: inventory.writable_disks().cloned().collect() })
+        let disks = wish.params.disks(&inventory)?.into_iter().cloned().collect();
+        Ok(Plan { memory, disks })
     }
 
     #[expect(
@@ -311,7 +332,7 @@ pub(crate) struct Wish<'p> {
 /// What a capture will touch.
 struct Plan {
     memory: bool,
-    disks: Vec<tintype_vm::Disk>,
+    disks: Vec<Disk>,
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod cycles;
 mod damage;
 mod deletion;
 mod documented;
+mod excluded_disks;
 mod identity;
 mod interrupt;
 mod keys;
