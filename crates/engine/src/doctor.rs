@@ -191,11 +191,7 @@ fn userfaultfd() -> Finding {
     let unprivileged = setting.is_ok_and(|value| value.trim() == "1");
     let device = fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
     match unprivileged || device || rustix::process::geteuid().is_root() {
-        true => Finding::new(
-            "userfaultfd",
-            Health::Good,
-            "copy-on-write capture and lazy restore are possible",
-        ),
+        true => Finding::new("userfaultfd", Health::Good, "copy-on-write capture is possible"),
         false => Finding::new(
             "userfaultfd",
             Health::Fallback,
