@@ -33,6 +33,7 @@ import sys
 BLOCK = 4096
 REGION = 16 * BLOCK
 LEAF = 256 * REGION
+NO_LABEL = {"name": None, "message": None, "tags": None, "pinned": False}
 
 # --- BLAKE3 (the paper, section 2), one chunk at a time ---------------------
 
@@ -233,6 +234,27 @@ class Repository:
             if end not in names or not self.is_undone(end):
                 yield name.split("-")[0]
 
+    def hidden(self, key, kind):
+        [line] = self.signed(key, kind)
+        if not self.sealed:
+            return json.loads(line)
+        sealed = bytes.fromhex(line)
+        sealer = blake3(b"record" + key.encode(), key=self.seal_key)
+        return json.loads(unseal(sealer, sealed[:12], sealed[12:], self.id))
+
+    def label(self, snapshot):
+        """Returns what was said of a snapshot since it was taken, or None."""
+        names = (name.split("-") for name in self.keys_of("label"))
+        numbers = sorted(int(name[1]) for name in names if name[0] == snapshot)
+        for number in reversed(numbers):
+            try:
+                label = self.hidden(f"label/{snapshot}-{number}", "label")
+            except SystemExit:
+                continue
+            label["pinned"] = label["pinned"] or number != numbers[-1]
+            return label
+        return dict(NO_LABEL, pinned=True) if numbers else None
+
     def snapshots(self):
         deleted = set(self.deleted())
         found = []
@@ -398,7 +420,7 @@ class Repository:
         return content
 
     def digests(self):
-        return [{"record": record,
+        return [{"record": record, "label": self.label(record["id"]),
                  "images": [self.digest_image(image["root"]) for image in record["images"]],
                  "blobs": [hashlib.sha256(self.blob(blob)).hexdigest()
                            for _, blob in record["blobs"]]}
@@ -488,7 +510,12 @@ def main():
     repository = opened(arguments.repository)
     if arguments.action == "list":
         for record in repository.snapshots():
-            print(json.dumps(record))
+            label = repository.label(record["id"]) or NO_LABEL
+            record["name"] = label["name"] or record["name"]
+            for said in ("message", "tags"):
+                if label[said] is not None:
+                    record["details"][said] = label[said]
+            print(json.dumps(dict(record, pinned=label["pinned"])))
         return
     snapshot, name, out = arguments.rest
     found = [r for r in repository.snapshots() if r["id"].startswith(snapshot)]

@@ -141,6 +141,8 @@ pub(crate) enum Command {
     },
     /// Take back the last deletion.
     Undo,
+    #[command(flatten)]
+    Label(LabelCommand),
     /// Free the space of what no snapshot needs.
     Gc {
         /// Only say what would be freed, and what would be waited for.
@@ -181,6 +183,47 @@ pub(crate) enum Command {
     Watchdog {
         /// The VM.
         vm: VmName,
+    },
+}
+
+/// What to say of a snapshot.
+#[derive(Debug, Subcommand)]
+pub(crate) enum LabelCommand {
+    /// Give a snapshot another name.
+    Rename {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+        /// The new name.
+        name: SnapshotName,
+    },
+    /// Set and remove tags of a snapshot.
+    #[command(group = clap::ArgGroup::new("change").required(true).multiple(true))]
+    Tag {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+        /// Tags to set; one that is there gets this value.
+        #[arg(value_name = "K=V", value_parser = parse_tag, group = "change")]
+        tags: Vec<(String, String)>,
+        /// A tag to remove; can be given several times.
+        #[arg(long, value_name = "K", group = "change")]
+        remove: Vec<String>,
+    },
+    /// Protect a snapshot from deletion.
+    Pin {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+    },
+    /// Let a snapshot be deleted again.
+    Unpin {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+    },
+    /// Write what a snapshot is good for.
+    Note {
+        /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
+        snapshot: String,
+        /// The text; it replaces what was there.
+        text: String,
     },
 }
 

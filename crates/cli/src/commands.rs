@@ -18,6 +18,7 @@ use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmComma
 use crate::clone;
 use crate::exit::Exit;
 use crate::keys;
+use crate::labels;
 use crate::output::Output;
 use crate::progress::{Fault, Show};
 use crate::removal;
@@ -75,6 +76,7 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
         Command::Restore(arguments) => restore::run(engine, arguments, output)?,
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
         Command::Undo => removal::undo(engine, output)?,
+        Command::Label(command) => labels::run(engine, command, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
         Command::Du { names } => removal::space(engine, &names, output)?,
         Command::Verify { snapshots, read_data } => {

@@ -6,6 +6,7 @@ mod clone;
 mod commands;
 mod exit;
 mod keys;
+mod labels;
 mod output;
 mod progress;
 mod removal;

@@ -181,11 +181,12 @@ fn summary(vm: &VmName, snapshot: &Snapshot, output: &Output) -> String {
         (_, false) => "memory and disks",
     };
     format!(
-        "{name} {} {}  {kind}, pause {:.1} ms, +{}",
+        "{name} {} {}  {kind}, pause {:.1} ms, +{}{}",
         report.id.short(),
         report.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
         report.pause_ms,
         report.stored_bytes,
+        if report.pinned { ", pinned" } else { "" },
     )
 }
 
@@ -202,6 +203,10 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     row("created", report.created.to_string());
     row("parent", report.parent.map_or_else(|| "none".to_owned(), |id| id.short()));
     row("message", report.message.clone());
+    for (key, value) in &report.tags {
+        row("tag", format!("{key}={value}"));
+    }
+    row("pinned", if report.pinned { "yes" } else { "no" }.to_owned());
     row("mode", format!("{}, {}-consistent", report.mode, report.consistency));
     row("pause", format!("{:.2} ms", report.pause_ms));
     row("duration", format!("{:.1} s", seconds(report.duration_ms)));

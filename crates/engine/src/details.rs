@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tintype_repo::{ImageRoot, Repository, SnapshotRecord};
+use tintype_repo::{ImageRoot, Label, Repository, SnapshotRecord};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
 use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 
@@ -85,13 +85,15 @@ pub struct SavedFile {
     pub image: String,
 }
 
-/// A snapshot: its record with its details read.
+/// A snapshot: its record with its details read, and what was said of it since.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Snapshot {
-    /// What the repository keeps.
+    /// What the repository keeps; the name is the one that it has now.
     pub record: SnapshotRecord,
-    /// What it says about itself.
+    /// What it says about itself; message and tags are those that it has now.
     pub details: Details,
+    /// Whether it is protected from deletion.
+    pub pinned: bool,
 }
 
 impl Snapshot {
@@ -99,7 +101,17 @@ impl Snapshot {
         let details = serde_json::from_value(record.details.clone()).map_err(Error::step(
             format!("the snapshot {} was made by another version of tintype", record.id.short()),
         ))?;
-        Ok(Self { record, details })
+        Ok(Self { record, details, pinned: false })
+    }
+
+    /// Adds what was said of it since it was taken.
+    pub(crate) fn labelled(mut self, label: &Label) -> Self {
+        let Label { name, message, tags, pinned } = label.clone();
+        self.record.name = name.unwrap_or(self.record.name);
+        self.details.message = message.unwrap_or(self.details.message);
+        self.details.tags = tags.unwrap_or(self.details.tags);
+        self.pinned = pinned;
+        self
     }
 
     /// Returns an image by its name in the record.
@@ -131,7 +143,7 @@ impl Snapshot {
 
     /// Summarises the snapshot as the command line shows it.
     pub fn report(&self) -> SnapshotReport {
-        let Self { record, details } = self;
+        let Self { record, details, pinned } = self;
         SnapshotReport {
             id: record.id,
             vm: record.vm_name.clone(),
@@ -149,7 +161,7 @@ impl Snapshot {
             stored_bytes: record.stats.stored_bytes,
             message: details.message.clone(),
             tags: details.tags.clone(),
-            pinned: false,
+            pinned: *pinned,
         }
     }
 }

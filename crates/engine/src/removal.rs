@@ -5,6 +5,7 @@ use tintype_repo::{GcParams, Repository};
 use tintype_types::{ByteCount, SnapshotId};
 
 use crate::Engine;
+use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
 
@@ -43,13 +44,15 @@ impl Engine {
     /// Deletes snapshots in one act. It can be undone until the next collection.
     pub fn remove(&self, names: &[String]) -> Result<RemovalReport> {
         let repository = self.repository()?;
+        let all = self.all_snapshots(&repository)?;
         let mut removed = Vec::new();
         for name in names {
-            let id = self.removable(&repository, name)?;
+            let id = self.removable(&repository, &all, name)?;
             if !removed.contains(&id) {
                 removed.push(id);
             }
         }
+        refuse_pinned(&repository, &all, &removed)?;
         self.refuse_needed(&removed)?;
         repository.remove_all(&removed).map_err(|error| {
             Error::failed("cannot delete").because(error).state("some may be deleted already")
@@ -58,8 +61,13 @@ impl Engine {
     }
 
     /// Finds a snapshot to delete; one whose record is damaged, by its whole id.
-    fn removable(&self, repository: &Repository, name: &str) -> Result<SnapshotId> {
-        match (self.find_snapshot(repository, name, None), name.parse()) {
+    fn removable(
+        &self,
+        repository: &Repository,
+        all: &[Snapshot],
+        name: &str,
+    ) -> Result<SnapshotId> {
+        match (self.find_among(all, name, None), name.parse()) {
             (Ok(snapshot), _) => Ok(snapshot.record.id),
             (Err(_), Ok(id)) if repository.snapshot(id).is_err_and(|e| is_damage(&e)) => Ok(id),
             (Err(error), _) => Err(error),
@@ -113,6 +121,21 @@ impl Engine {
             waiting_for: report.waiting_for,
         })
     }
+}
+
+/// Refuses to delete what is pinned, even if its record is damaged.
+fn refuse_pinned(repository: &Repository, all: &[Snapshot], ids: &[SnapshotId]) -> Result<()> {
+    let labels = repository.labels().map_err(Error::step("cannot tell what is pinned"))?;
+    let is_pinned = |id: &&SnapshotId| labels.of.get(id).is_some_and(|label| label.pinned);
+    let Some(id) = ids.iter().find(is_pinned) else { return Ok(()) };
+    let found = all.iter().find(|snapshot| snapshot.record.id == *id);
+    let name = found.map_or_else(
+        || id.to_string(),
+        |snapshot| format!("{}@{}", snapshot.record.vm_name, snapshot.record.name),
+    );
+    Err(Error::refused(format!("`{name}` is pinned"))
+        .state("nothing was deleted")
+        .hint(format!("`tintype unpin {name}` lets it be deleted")))
 }
 
 fn is_damage(error: &tintype_repo::Error) -> bool {

@@ -43,7 +43,16 @@ impl Engine {
         text: &str,
         vm: Option<&VmName>,
     ) -> Result<Snapshot> {
-        let all = self.all_snapshots(repository)?;
+        self.find_among(&self.all_snapshots(repository)?, text, vm)
+    }
+
+    /// The same, where all snapshots are known already.
+    pub(crate) fn find_among(
+        &self,
+        all: &[Snapshot],
+        text: &str,
+        vm: Option<&VmName>,
+    ) -> Result<Snapshot> {
         let (vm, name) = match text.split_once('@') {
             Some((vm, name)) => {
                 let vm: VmName =
@@ -82,7 +91,7 @@ impl Engine {
                 }
                 vm => Err(none_of(text, vm.as_ref(), &of_vm)),
             },
-            false => by_prefix(text, vm.as_ref(), &all, &of_vm).cloned(),
+            false => by_prefix(text, vm.as_ref(), all, &of_vm).cloned(),
         }
     }
 
@@ -92,16 +101,27 @@ impl Engine {
         Ok(snapshots)
     }
 
-    /// Reads all records. A damaged one is told of, and hides no other.
-    fn all_snapshots(&self, repository: &Repository) -> Result<Vec<Snapshot>> {
+    /// Reads all records, with what was said of them since. A damaged one is told
+    /// of, and hides no other.
+    pub(crate) fn all_snapshots(&self, repository: &Repository) -> Result<Vec<Snapshot>> {
         let listing = repository.snapshots().map_err(Error::step("cannot list the snapshots"))?;
         for damage in listing.damaged {
             self.config.observer.notice(&format!("the record of a snapshot is damaged: {damage}"));
         }
+        let labels = repository.labels().map_err(Error::step("cannot list the snapshots"))?;
+        for damage in &labels.damaged {
+            self.config.observer.notice(&format!(
+                "what was said of a snapshot is damaged: {damage}; what was said before counts, and it is taken for pinned"
+            ));
+        }
         let mut snapshots = Vec::new();
         for record in listing.records {
+            let label = labels.of.get(&record.id);
             match Snapshot::read(record) {
-                Ok(snapshot) => snapshots.push(snapshot),
+                Ok(snapshot) => snapshots.push(match label {
+                    Some(label) => snapshot.labelled(label),
+                    None => snapshot,
+                }),
                 Err(error) => self.config.observer.notice(&error.to_string()),
             }
         }

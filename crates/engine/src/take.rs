@@ -20,6 +20,7 @@ use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::intent::Intent;
+use crate::labels::{check_message, check_tags, refuse_name};
 use crate::observer::Step;
 use crate::sink::{Collected, SessionSink};
 use crate::vms::{DEATH_LIMIT, LeasedVm};
@@ -67,6 +68,8 @@ impl Engine {
 
     fn try_take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
         let began = Instant::now();
+        check_tags(&params.tags)?;
+        check_message(&params.message)?;
         let mut vm = self.lease(vm, "take")?;
         self.config.observer.step(Step::TakeLease);
         self.check_interruption()?;
@@ -295,15 +298,7 @@ impl Engine {
             .map(|snapshot| snapshot.record.name)
             .collect();
         match wished {
-            Some(name) if taken.contains(name) => {
-                Err(Error::invalid(format!("`{}` has a snapshot `{name}` already", vm.name))
-                    .state("nothing was changed")
-                    .hint(format!(
-                        "choose another name; `tintype log {}` shows those that are there",
-                        vm.name
-                    )))
-            }
-            Some(name) => Ok(name.clone()),
+            Some(name) => refuse_name(name, taken.iter(), vm.name.as_str()).map(|()| name.clone()),
             None => Ok(next_name("s", &taken)),
         }
     }

@@ -1,7 +1,7 @@
 //! Checks that snapshots are there and good.
 
 use serde::Serialize;
-use tintype_repo::{Loss, Repository, VerifyLevel};
+use tintype_repo::{Loss, Repository, SnapshotRecord, VerifyLevel};
 use tintype_types::{ByteCount, Extent, SnapshotId};
 
 use crate::Engine;
@@ -62,7 +62,10 @@ impl Engine {
 /// Names a loss as people do.
 pub(crate) fn lost_part(repository: &Repository, loss: Loss) -> LostPart {
     let Loss { snapshot, part, ranges } = loss;
-    let record = repository.snapshot(snapshot);
-    let name = record.map_or_else(|_| snapshot.short(), |r| format!("{}@{}", r.vm_name, r.name));
+    let label = repository.labels_of(snapshot).ok().and_then(|mut of| of.of.remove(&snapshot));
+    let renamed = label.and_then(|label| label.name);
+    let named =
+        |record: SnapshotRecord| format!("{}@{}", record.vm_name, renamed.unwrap_or(record.name));
+    let name = repository.snapshot(snapshot).map_or_else(|_| snapshot.short(), named);
     LostPart { snapshot, name, part, ranges }
 }

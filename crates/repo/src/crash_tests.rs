@@ -46,6 +46,7 @@ const STEPS: &[Step] = &[
     Step { name: "delete", perform: delete_step },
     Step { name: "undo", perform: undo_step },
     Step { name: "collect", perform: collect_step },
+    Step { name: "label", perform: label_step },
     Step { name: "verify", perform: |repository, _, _| verify(repository) },
 ];
 
@@ -58,6 +59,8 @@ struct Expected {
     deleted: Vec<(u64, SnapshotId)>,
     /// Seed of a snapshot that may be there or not.
     open: Option<u64>,
+    /// What was last said of each, and what may have been.
+    labels: BTreeMap<u64, (Option<String>, Option<String>)>,
 }
 
 /// Six blocks, of which the last four are a seed's own.
@@ -120,6 +123,16 @@ fn undo_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result
     Ok(())
 }
 
+fn label_step(repository: &Repository, seed: u64, expected: &mut Expected) -> Result<(), Error> {
+    let Some((of, id)) = expected.there.last_key_value() else { return Ok(()) };
+    let (said, open) = expected.labels.entry(*of).or_default();
+    let message = Some(format!("said at {seed}"));
+    open.clone_from(&message);
+    repository.relabel(*id, |label| label.message.clone_from(&message))?;
+    (*said, *open) = (message, None);
+    Ok(())
+}
+
 fn collect_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
     // If it fails, they may be collected or not, but they stay deleted.
     expected.deleted.clear();
@@ -168,9 +181,26 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
         reader.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"));
         assert!(bytes == content, "{what}: snapshot {seed} has changed");
     }
+    check_labels(&repository, expected, &found, what);
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");
     found.into_iter().map(|(seed, record)| (seed, record.id)).collect()
+}
+
+/// What was said last of each snapshot is said, or what was being said then.
+fn check_labels(
+    repository: &Repository,
+    expected: &Expected,
+    found: &BTreeMap<u64, &SnapshotRecord>,
+    what: &str,
+) {
+    let labels = repository.labels().unwrap();
+    assert_eq!(labels.damaged, [], "{what}");
+    for (seed, record) in found {
+        let is = labels.of.get(&record.id).and_then(|label| label.message.clone());
+        let (said, open) = expected.labels.get(seed).cloned().unwrap_or_default();
+        assert!(is == said || (open.is_some() && is == open), "{what}: {seed} is {is:?}, {said:?}");
+    }
 }
 
 /// Checks that the repository works on after recovery.
@@ -229,6 +259,9 @@ fn sequences(longest: u64) -> Vec<Vec<&'static Step>> {
             .collect();
         all.extend(last.clone());
     }
+    // A label touches nothing but itself: shorter ones say as much of it.
+    let labels = |steps: &[&Step]| steps.iter().filter(|step| step.name == "label").count();
+    all.retain(|steps| steps.len() < 3 || labels(steps) == 0);
     all
 }
 
@@ -309,6 +342,11 @@ fn wander(start: &(SimulatedDisk, Expected), seed: u64) -> u64 {
         let there = check(&disk, &expected, &what);
         states += AFTERMATHS + 1;
         expected.deleted.retain(|(seed, _)| !there.contains_key(seed));
+        let labels = open(&disk).unwrap().labels().unwrap().of;
+        for (seed, id) in &there {
+            let said = labels.get(id).and_then(|label| label.message.clone());
+            expected.labels.insert(*seed, (said, None));
+        }
         expected = Expected { there, open: None, ..expected };
     }
     check_works(&disk, &format!("TINTYPE_SOAK_SEED={seed}"));

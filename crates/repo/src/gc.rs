@@ -18,6 +18,7 @@ use crate::epoch::{self, Segments, Stage};
 use crate::gone::{self, Deletions};
 use crate::heal;
 use crate::index;
+use crate::label;
 use crate::listing;
 use crate::pointer::SegmentName;
 use crate::reach;
@@ -252,7 +253,12 @@ pub(crate) fn decide_again(vault: &Vault, damaged: &str) -> Result<bool, Error> 
 fn forget_collected(vault: &Vault) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
     let pinned = pinned(vault)?;
+    // In this order: a snapshot has its record before it has a label.
+    let labels = label::numbers(&vault.store.list(label::PREFIX)?);
     let recorded = recorded(vault)?;
+    label::forget(vault, &labels, |id| {
+        !recorded.contains(&id) || deletions.has_collected(id) && !pinned.contains(&id)
+    })?;
     for snapshot in deletions.collected().filter(|snapshot| !pinned.contains(snapshot)) {
         if recorded.contains(&snapshot) {
             vault.store.delete(&index::key(snapshot))?;

@@ -68,6 +68,14 @@ struct Known {
     /// Hosts that delete it or undo that; one that failed for ever, since what
     /// it wanted may come about late.
     busy: u32,
+    /// What was said of it, each with a tag of its own.
+    tags: Vec<String>,
+}
+
+impl Known {
+    fn new(id: SnapshotId, fate: Fate) -> Self {
+        Self { id, fate, busy: 0, tags: Vec::new() }
+    }
 }
 
 /// What is known of all snapshots, by the numbers that their contents are made of.
@@ -76,7 +84,7 @@ struct Fates(BTreeMap<u64, Known>);
 
 impl Fates {
     fn begin(&mut self, number: u64, id: SnapshotId) {
-        let known = self.0.entry(number).or_insert(Known { id, fate: Fate::Open, busy: 0 });
+        let known = self.0.entry(number).or_insert_with(|| Known::new(id, Fate::Open));
         known.busy += 1;
         known.fate = Fate::Open;
     }
@@ -126,11 +134,12 @@ impl Host {
 
     /// Does one thing.
     fn step(&self, repository: &Repository, number: u64) -> Result<(), Error> {
-        match self.line.world.roll(8) {
+        match self.line.world.roll(9) {
             0..=2 => self.take(repository, number),
             3 | 4 => self.delete(repository),
             5 => self.undo(repository),
             6 => self.read(repository),
+            7 => self.label(repository, number),
             _ => {
                 let report = repository.gc(GcParams::default(), &())?;
                 self.line.world.note(if report.segments > 0 { "collection" } else { "no garbage" });
@@ -161,8 +170,7 @@ impl Host {
         })?;
         self.line.world.note("take");
         // Others may have seen and deleted it already.
-        let known = Known { id: record.id, fate: Fate::There, busy: 0 };
-        self.fates().0.entry(number).or_insert(known);
+        self.fates().0.entry(number).or_insert_with(|| Known::new(record.id, Fate::There));
         Ok(())
     }
 
@@ -197,6 +205,24 @@ impl Host {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Adds a tag; those of others stay.
+    fn label(&self, repository: &Repository, number: u64) -> Result<(), Error> {
+        let records = repository.snapshots()?.records;
+        let Some(at) = self.pick(&records) else { return Ok(()) };
+        let (of, id, tag) = (number_of(&records[at]), records[at].id, number.to_string());
+        repository.relabel(id, |label| {
+            let tags = label.tags.get_or_insert_default();
+            if !tags.iter().any(|(key, _)| *key == tag) {
+                tags.push((tag.clone(), String::new()));
+            }
+        })?;
+        self.line.world.note("label");
+        let mut fates = self.fates();
+        let known = fates.0.entry(of).or_insert_with(|| Known::new(id, Fate::There));
+        known.tags.push(tag);
+        Ok(())
     }
 
     fn read(&self, repository: &Repository) -> Result<(), Error> {
@@ -314,7 +340,15 @@ fn check(objects: Memory, fates: &Fates, seed: u64) {
     assert_eq!(repository.gc(GcParams::default(), &()).unwrap().waiting_for, 0, "seed {seed}");
     let after = found(&repository);
     assert!(after == before, "seed {seed}: a collection has changed what is there");
+    let labels = repository.labels().unwrap();
+    assert_eq!(labels.damaged, [], "seed {seed}");
+    assert!(labels.of.keys().all(|id| after.values().any(|r| r.id == *id)), "seed {seed}: left");
     for (number, record) in &after {
+        let said =
+            labels.of.get(&record.id).and_then(|label| label.tags.clone()).unwrap_or_default();
+        for tag in fates.0.get(number).iter().flat_map(|known| &known.tags) {
+            assert!(said.iter().any(|(key, _)| key == tag), "seed {seed}: {number} lost {tag}");
+        }
         assert!(read(&repository, record).unwrap() == image(*number), "seed {seed}: {number}");
     }
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
@@ -347,5 +381,5 @@ fn hosts_in_a_bad_world_lose_nothing() {
     });
     let counts = counts.into_inner().unwrap();
     eprintln!("soak: {count} worlds, seed {first}, nothing lost; {counts:?}");
-    assert!(counts.len() == 12 || count < 100, "everything has happened: {counts:?}");
+    assert!(counts.len() == 13 || count < 100, "everything has happened: {counts:?}");
 }

@@ -36,6 +36,7 @@ mod image;
 mod index;
 mod join;
 mod keys;
+mod label;
 mod lanes;
 mod listing;
 mod location;
@@ -75,6 +76,7 @@ mod writer;
 
 pub use error::{Damage, Error, Kind};
 pub use gc::GcReport;
+pub use label::{Label, Labels};
 pub use listing::Listing;
 pub use location::{BucketName, Location, S3Access};
 pub use loss::Loss;

@@ -6,6 +6,7 @@
 //!                       keeps of a bucket, frame by frame
 //!           records     from a copy
 //!           deletions   an end that cannot be read is taken for "undone"
+//!           labels      from a copy or this machine, else what was before it, and pinned
 //!           epochs      see `epoch::settle` and `gc::decide_again`
 //!        ─► verify ─► the segments that are still damaged: quarantined
 //! ```
@@ -21,6 +22,7 @@ use std::sync::Arc;
 use crate::error::Damage;
 use crate::gc;
 use crate::gone::{self, Deletions};
+use crate::label;
 use crate::listing;
 use crate::loss::Loss;
 use crate::pointer::SegmentName;
@@ -88,6 +90,9 @@ fn mend(vault: &Vault, copy: Option<&Vault>, key: &str) -> Result<bool, Error> {
     }
     if key.starts_with("gone/") {
         return gone::settle(vault, key);
+    }
+    if key.starts_with(label::PREFIX) {
+        return label::mend(vault, copy, key);
     }
     if key.starts_with("ep/") {
         return Ok(epoch::settle(vault, key)? || gc::decide_again(vault, key)?);

@@ -14,6 +14,7 @@ use crate::gc::{self, GcReport};
 use crate::gone;
 use crate::heal;
 use crate::keys::{Keys, commitment};
+use crate::label::{self, Label, Labels};
 use crate::listing::{self, Listing};
 use crate::nearby::Nearby;
 use crate::pointer::hex;
@@ -204,6 +205,28 @@ impl Repository {
     /// Returns one snapshot.
     pub fn snapshot(&self, id: SnapshotId) -> Result<SnapshotRecord, Error> {
         listing::one(&self.vault, id)
+    }
+
+    /// Returns what is said of each snapshot that has a label; what it does not
+    /// say is as in the record.
+    pub fn labels(&self) -> Result<Labels, Error> {
+        label::all(&self.vault)
+    }
+
+    /// Returns what is said of one snapshot.
+    pub fn labels_of(&self, id: SnapshotId) -> Result<Labels, Error> {
+        label::of(&self.vault, id)
+    }
+
+    /// Changes what is said of a snapshot that is there; returns what was said
+    /// before, and after. When this returns, it survives power loss. What others
+    /// change at the same time is kept, so the change may be tried several times.
+    pub fn relabel(
+        &self,
+        id: SnapshotId,
+        change: impl Fn(&mut Label),
+    ) -> Result<(Label, Label), Error> {
+        self.even_if_full(|vault| label::change(vault, id, &change))
     }
 
     /// Begins a snapshot.

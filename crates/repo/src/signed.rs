@@ -5,9 +5,14 @@
 //! lines        the object's own
 //! last line    the record tag of the object's key and all lines before
 //! ```
+//!
+//! What a repository that hides its content hides is one line of JSON, sealed.
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::Error;
-use crate::pointer::hex;
+use crate::pointer::{hex, unhex_bytes};
 use crate::vault::Vault;
 
 /// The most bytes of such an object.
@@ -24,6 +29,39 @@ pub(crate) fn encode(vault: &Vault, key: &str, kind: &str, lines: &[String]) -> 
     text.push_str(&hex(&tag));
     text.push('\n');
     text.into_bytes()
+}
+
+/// Makes an object of a value that is nobody's business.
+pub(crate) fn encode_hidden(
+    vault: &Vault,
+    key: &str,
+    kind: &str,
+    value: &impl Serialize,
+) -> Vec<u8> {
+    let mut line = serde_json::to_string(value).expect("our own values are plain data");
+    if let Some(sealer) = vault.keys.record_sealer(key) {
+        line = hex(&sealer.seal_random(vault.id.as_bytes(), line.as_bytes()));
+    }
+    encode(vault, key, kind, &[line])
+}
+
+/// Reads the value of such an object.
+pub(crate) fn decode_hidden<T: DeserializeOwned>(
+    vault: &Vault,
+    key: &str,
+    kind: &str,
+    bytes: &[u8],
+) -> Result<T, Error> {
+    let damaged = |reason| Error::damaged(key, None, reason);
+    let lines = decode(vault, key, kind, bytes)?;
+    let [line] = lines.as_slice() else { return Err(damaged("it cannot be understood")) };
+    let json = match vault.keys.record_sealer(key) {
+        None => line.as_bytes().to_vec(),
+        Some(sealer) => unhex_bytes(line)
+            .and_then(|sealed| sealer.open_random(vault.id.as_bytes(), &sealed).ok())
+            .ok_or_else(|| damaged("it is not sealed with the repository's key"))?,
+    };
+    serde_json::from_slice(&json).map_err(|_| damaged("it cannot be understood"))
 }
 
 /// Reads an object's lines.

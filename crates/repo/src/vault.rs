@@ -120,6 +120,11 @@ impl Vault {
         Ok(value)
     }
 
+    /// Returns what this machine keeps of a small object, unverified.
+    pub(crate) fn kept_object(&self, key: &str) -> Option<Vec<u8>> {
+        self.nearby.as_ref()?.object(key)
+    }
+
     /// Keeps a segment that was stored on this machine too, if it is far away.
     pub(crate) fn keep(&self, name: SegmentName, content: &[u8]) {
         if let Some(nearby) = &self.nearby {

@@ -29,7 +29,7 @@ use crate::supervisor::Supervisor;
 use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
-use crate::{Error, blob, epoch, gone, quarantine};
+use crate::{Error, blob, epoch, gone, label, quarantine};
 
 /// Segments that are read at the same time, 16 MiB each, on however few cores: a
 /// store may be far away.
@@ -112,13 +112,23 @@ impl Check<'_> {
         let kinds =
             [("gone/", gone::KIND), ("ep/", epoch::KIND), (quarantine::PREFIX, quarantine::KIND)];
         for (prefix, kind) in kinds {
-            for listed in self.vault.store.list(prefix)? {
-                match signed::read(self.vault, &listed.key, kind) {
-                    // Removed since it was listed.
-                    Ok(_) | Err(Error::NotFound(_)) => {}
-                    Err(Error::Damaged(damage)) => self.report.damaged.push(damage),
-                    Err(error) => return Err(error),
-                }
+            self.each(prefix, |vault, key| signed::read(vault, key, kind).map(drop))?;
+        }
+        self.each(label::PREFIX, label::check)
+    }
+
+    /// Reads each object of a kind, and notes those that are damaged.
+    fn each(
+        &mut self,
+        prefix: &str,
+        read: impl Fn(&Vault, &str) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        for listed in self.vault.store.list(prefix)? {
+            match read(self.vault, &listed.key) {
+                // Removed since it was listed.
+                Ok(()) | Err(Error::NotFound(_)) => {}
+                Err(Error::Damaged(damage)) => self.report.damaged.push(damage),
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -151,3 +151,41 @@ fn a_full_file_system_is_freed() {
     assert_eq!(verified["damaged"], json!([]));
     assert_eq!(verified["checked_snapshots"], 2);
 }
+
+#[test]
+fn what_is_said_of_a_snapshot_can_change() {
+    let vm = SwitchedOff::start();
+    vm.write(1);
+    vm.tintype.json(&["take", "web", "--name", "a", "-m", "first", "--tag", "env=test"]);
+    vm.take("b", 2);
+    let renamed = vm.tintype.json(&["rename", "web@a", "before"]);
+    assert_eq!((&renamed["name"], &renamed["message"]), (&json!("before"), &json!("first")));
+    assert_eq!(vm.snapshots(), ["before", "b"]);
+    vm.fail(2, &["show", "web@a"]);
+    let taken = vm.fail(2, &["rename", "web@b", "before"]);
+    assert!(taken.contains("has a snapshot `before` already"), "{taken}");
+    vm.fail(2, &["take", "web", "--name", "before"]);
+    vm.fail(2, &["take", "web", "--tag", "a b=c"]);
+    vm.fail(2, &["rename", "web@b", "latest"]);
+
+    vm.tintype.json(&["tag", "web@before", "env=prod", "by=me"]);
+    let tagged = vm.tintype.json(&["tag", "web@before", "--remove", "by", "x=1"]);
+    assert_eq!(tagged["tags"], json!([["env", "prod"], ["x", "1"]]));
+    vm.fail(2, &["tag", "web@before", "--remove", "by"]);
+    vm.fail(2, &["tag", "web@before"]);
+    let noted = vm.tintype.json(&["note", "web@before", "second"]);
+    assert_eq!(vm.tintype.json(&["show", "web@before"])["snapshot"], noted);
+    assert_eq!(noted["message"], "second");
+
+    vm.tintype.json(&["pin", "web@before"]);
+    let pinned = vm.fail(4, &["rm", "web@b", "web@before"]);
+    assert!(pinned.contains("`web@before` is pinned"), "{pinned}");
+    assert!(pinned.contains("`tintype unpin web@before`"), "{pinned}");
+    assert_eq!(vm.snapshots(), ["before", "b"], "nothing was deleted");
+    let unpinned = vm.tintype.json(&["unpin", "web@before"]);
+    assert_eq!(unpinned["pinned"], false);
+    vm.tintype.json(&["rm", "web@before"]);
+    vm.tintype.json(&["take", "web", "--name", "before"]);
+    vm.tintype.json(&["revert", "web", "b", "--no-safety"]);
+    vm.must_be(2);
+}

@@ -64,6 +64,9 @@ fn of_all_kinds() -> (tempfile::TempDir, Repository, Vec<Vec<u8>>) {
     let third = take(&repository, &expected[2], None);
     repository.remove(third.id).unwrap();
     repository.undo_remove(third.id).unwrap();
+    repository.relabel(first.id, |label| label.message = Some("well".to_owned())).unwrap();
+    repository.relabel(first.id, |label| label.pinned = true).unwrap();
+    repository.relabel(third.id, |label| label.tags = Some(Vec::new())).unwrap();
     (folder, repository, expected)
 }
 
@@ -112,9 +115,9 @@ fn every_object_that_is_cut_swapped_or_deleted_is_found() {
             fs::write(other, &others).unwrap();
         }
         fs::remove_file(path).unwrap();
-        // What says by being there that a snapshot exists or is deleted, or how
-        // far a collection is, cannot be missed.
-        if !["outcome", "gone", "ep"].iter().any(|silent| kind(path) == *silent) {
+        // What says by being there that a snapshot exists or is deleted, what is
+        // said of it, or how far a collection is, cannot be missed.
+        if !["outcome", "gone", "ep", "label"].iter().any(|silent| kind(path) == *silent) {
             check_rotten(&repository, &expected, &format!("{what} deleted"));
         }
         fs::write(path, &good).unwrap();

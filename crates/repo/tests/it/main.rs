@@ -11,6 +11,7 @@ mod hosts;
 mod join;
 mod judge;
 mod keys;
+mod labels;
 mod memory;
 mod model;
 mod power;

@@ -12,7 +12,7 @@ use age::secrecy::ExposeSecret;
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tintype_repo::{
-    Encryption, GcParams, ImageParams, ImageReader, ImageWriter, InitParams, NamedImage,
+    Encryption, GcParams, ImageParams, ImageReader, ImageWriter, InitParams, Label, NamedImage,
     Repository, Session, SessionParams, SnapshotRecord, Unwritten,
 };
 use tintype_types::{ByteCount, Extent, VmId};
@@ -43,6 +43,7 @@ struct Picture {
 #[derive(Debug, Clone)]
 struct Written {
     record: SnapshotRecord,
+    label: Option<Label>,
     images: Vec<Picture>,
     blobs: Vec<Vec<u8>>,
 }
@@ -51,6 +52,7 @@ struct Written {
 #[derive(Debug, Deserialize, PartialEq)]
 struct Digests {
     record: SnapshotRecord,
+    label: Option<Label>,
     images: Vec<String>,
     blobs: Vec<String>,
 }
@@ -156,6 +158,7 @@ impl Written {
     fn digests(&self) -> Digests {
         Digests {
             record: self.record.clone(),
+            label: self.label.clone(),
             images: self.images.iter().map(Picture::digest).collect(),
             blobs: self.blobs.iter().map(|bytes| sha256(&[bytes])).collect(),
         }
@@ -239,8 +242,29 @@ impl Scene<'_> {
                 self.deleted.clear();
             }
             3 => drop(self.write()),
+            4 if !self.there.is_empty() => self.label(),
             _ => self.take(),
         }
+    }
+
+    fn label(&mut self) {
+        let (at, number) = (self.dice.pick(self.there.len()), self.dice.roll(99));
+        let written = &mut self.there[at];
+        let change = |label: &mut Label| match number % 4 {
+            0 => label.name = Some(format!("renamed-{number}").parse().unwrap()),
+            1 => label.message = Some(format!("ß\u{1f4be}\n{number}")),
+            2 => label.tags = Some(vec![("number".to_owned(), number.to_string())]),
+            _ => label.pinned = !label.pinned,
+        };
+        let (_, label) = self
+            .repository
+            .relabel(written.record.id, |label| {
+                *label = written.label.clone().unwrap_or_default();
+                change(label);
+            })
+            .unwrap();
+        written.label =
+            Some(label).filter(|label| written.label.is_some() || *label != Label::default());
     }
 
     fn take(&mut self) {
@@ -255,7 +279,7 @@ impl Scene<'_> {
         let record = session.commit(draft).unwrap();
         let images = images.into_iter().map(|(_, _, picture)| picture).collect();
         let blobs = blobs.into_iter().map(|(_, _, bytes)| bytes).collect();
-        self.there.push(Written { record, images, blobs });
+        self.there.push(Written { record, label: None, images, blobs });
     }
 }
 

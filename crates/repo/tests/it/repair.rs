@@ -56,6 +56,8 @@ fn of_all_kinds() -> (tempfile::TempDir, Repository) {
     let third = take(&repository, &content(3, 50 * BLOCK), None);
     repository.remove(second.id).unwrap();
     repository.undo_remove(second.id).unwrap();
+    repository.relabel(first.id, |label| label.message = Some("well".to_owned())).unwrap();
+    repository.relabel(first.id, |label| label.pinned = true).unwrap();
     repository.remove(third.id).unwrap();
     (folder, repository)
 }
@@ -106,7 +108,7 @@ fn every_object_is_put_back_from_a_copy() {
                 // Without these it does not open, and these are advisory.
                 "config" | "keys" | "idx" | "reserve" => {}
                 // What is not there is not missed.
-                "outcome" | "gone" | "ep" if number == 0 => {}
+                "outcome" | "gone" | "ep" | "label" if number == 0 => {}
                 _ => {
                     let found = !is_whole(&repository);
                     let report = repair(&repository, Some(&copy));
@@ -119,7 +121,7 @@ fn every_object_is_put_back_from_a_copy() {
                         "{what}: {keys:?}"
                     );
                     assert!(is_whole(&repository), "{what}");
-                    let says_the_same = ["seg", "outcome"].contains(&kind);
+                    let says_the_same = ["seg", "outcome", "label"].contains(&kind);
                     if found && says_the_same {
                         assert!(objects(&repository) == before, "{what}: other bytes");
                     }
