@@ -6,7 +6,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
+use crate::settings::SetArguments;
 
 /// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
 /// point in time, taken while the machine runs, put back in seconds.
@@ -139,6 +141,8 @@ pub(crate) enum Command {
         #[arg(required = true)]
         snapshots: Vec<String>,
     },
+    /// Delete the snapshots of a VM that no rule keeps. It can be undone like `rm`.
+    Prune(Box<PruneArguments>),
     /// Take back the last deletion.
     Undo,
     #[command(flatten)]
@@ -297,6 +301,8 @@ pub(crate) enum VmCommand {
         /// The VM.
         vm: VmName,
     },
+    /// Say which snapshots of a VM are kept.
+    Set(Box<SetArguments>),
     /// Start a VM that is stopped.
     Start {
         /// The VM.

@@ -21,8 +21,10 @@ use crate::keys;
 use crate::labels;
 use crate::output::Output;
 use crate::progress::{Fault, Show};
+use crate::prune;
 use crate::removal;
 use crate::restore;
+use crate::settings;
 use crate::text;
 
 /// The variables of the environment that a started QEMU gets besides our own.
@@ -75,6 +77,7 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
         Command::Clone(arguments) => clone::run(engine, arguments, output)?,
         Command::Restore(arguments) => restore::run(engine, arguments, output)?,
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
+        Command::Prune(arguments) => return prune::run(engine, *arguments, output),
         Command::Undo => removal::undo(engine, output)?,
         Command::Label(command) => labels::run(engine, command, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
@@ -130,6 +133,7 @@ fn vm(engine: &Engine, command: VmCommand, output: &Output) -> Result<()> {
             let vm = engine.vm(&vm)?;
             output.result(&vm, || text::vm(&vm));
         }
+        VmCommand::Set(arguments) => settings::run(engine, *arguments, output)?,
         VmCommand::Start { vm } => {
             let vm = engine.start_vm(&vm)?;
             output.result(&vm, || format!("{} is {}", vm.name, vm.state));

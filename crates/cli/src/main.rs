@@ -9,8 +9,10 @@ mod keys;
 mod labels;
 mod output;
 mod progress;
+mod prune;
 mod removal;
 mod restore;
+mod settings;
 mod text;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

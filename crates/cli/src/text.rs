@@ -10,6 +10,7 @@ use tintype_engine::{
 use tintype_types::{ByteCount, SnapshotId, VmName};
 
 use crate::output::Output;
+use crate::settings::settings;
 
 /// Describes a snapshot that was just taken.
 pub(crate) fn taken(report: &SnapshotReport) -> String {
@@ -94,6 +95,7 @@ pub(crate) fn vm(report: &VmReport) -> String {
     for card in &inventory.network_cards {
         row("network", format!("{}: {}", card.name, card.mac));
     }
+    row("snapshots", settings(&vm.settings));
     row("now at", vm.current.map_or_else(|| "no snapshot yet".to_owned(), |id| id.short()));
     text
 }

@@ -31,6 +31,7 @@ use crate::intent::Intent;
 use crate::observer::Step;
 use crate::places::Places;
 use crate::revert::end_qemu;
+use crate::settings::VmSettings;
 use crate::shared_memory::SharedMemory;
 use crate::vms::{LeasedVm, VmState};
 
@@ -193,6 +194,7 @@ impl CloneWork<'_> {
             inventory: self.target.details.inventory.clone(),
             process: NO_PROCESS,
             current: None,
+            settings: VmSettings::default(),
         };
         let mut vm = LeasedVm { name: name.clone(), state, _lease: lease };
         self.engine.intend(name, &Intent::Clone { folder: folder.clone() })?;

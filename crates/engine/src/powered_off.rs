@@ -1,21 +1,18 @@
 //! Takes a snapshot of a VM whose QEMU does not run: its disks, read from the
 //! images, and its settings as it was last started.
 
-use std::time::Instant;
-
 use jiff::Timestamp;
 use tintype_repo::{Repository, SessionParams, SnapshotDraft};
-use tintype_types::SnapshotName;
 use tintype_vm::CaptureSink;
 
 use crate::Engine;
-use crate::details::{Details, Purpose, Snapshot};
+use crate::details::{Details, Snapshot};
 use crate::disks::DiskHost;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::observer::Step;
 use crate::sink::{Collected, SessionSink};
-use crate::take::TakeParams;
+use crate::take::Wish;
 use crate::vms::LeasedVm;
 
 impl Engine {
@@ -23,10 +20,9 @@ impl Engine {
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
-        name: SnapshotName,
-        params: &TakeParams,
-        began: Instant,
+        wish: Wish<'_>,
     ) -> Result<Snapshot> {
+        let Wish { params, name, purpose, began, .. } = wish;
         let parent = self.parent(repository, vm)?;
         let session = repository
             .begin(SessionParams::default())
@@ -48,7 +44,7 @@ impl Engine {
             .map_err(Error::step("cannot keep the files that the settings name"))?;
         let Collected { images, memory, disks } = sink.into_collected();
         let details = Details {
-            purpose: Purpose::Asked,
+            purpose,
             message: params.message.clone(),
             tags: params.tags.clone(),
             way: None,

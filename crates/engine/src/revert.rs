@@ -289,11 +289,6 @@ impl Engine {
             }
             .state_unless_known("nothing was changed")
         };
-        if !vm.is_alive() {
-            let taken = self.take_powered_off(repository, vm, name, &params, began);
-            return taken.map(|taken| (Some(taken), None)).map_err(cannot);
-        }
-        let mut guest = vm.connect()?;
         let wish = Wish {
             params: &params,
             name,
@@ -301,6 +296,11 @@ impl Engine {
             afterwards: Afterwards::StandStill,
             began,
         };
+        if !vm.is_alive() {
+            let taken = self.take_powered_off(repository, vm, wish);
+            return taken.map(|taken| (Some(taken), None)).map_err(cannot);
+        }
+        let mut guest = vm.connect()?;
         let taken = self.take_running(repository, vm, &mut guest, wish);
         taken.map(|(taken, watchdog)| (Some(taken), Some(watchdog))).map_err(cannot)
     }

@@ -62,8 +62,11 @@ impl TakeParams {
 impl Engine {
     /// Takes a snapshot of a VM. When this returns, it is durable and was read back.
     pub fn take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
-        self.try_take(vm, params)
-            .map_err(|error| error.state_unless_known("no snapshot was taken").hint_if_full())
+        let taken = self
+            .try_take(vm, params)
+            .map_err(|error| error.state_unless_known("no snapshot was taken").hint_if_full())?;
+        self.prune_after_take(vm);
+        Ok(taken)
     }
 
     fn try_take(&self, vm: &VmName, params: &TakeParams) -> Result<Snapshot> {
@@ -75,12 +78,12 @@ impl Engine {
         self.check_interruption()?;
         let repository = self.repository()?;
         let name = self.snapshot_name(&repository, &vm, params.name.as_ref())?;
-        if !vm.is_alive() {
-            return self.take_powered_off(&repository, &mut vm, name, params, began);
-        }
-        let mut guest = vm.connect()?;
         let wish =
             Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
+        if !vm.is_alive() {
+            return self.take_powered_off(&repository, &mut vm, wish);
+        }
+        let mut guest = vm.connect()?;
         let (snapshot, watchdog) = self.take_running(&repository, &mut vm, &mut guest, wish)?;
         self.forget_intent(&vm.name)?;
         watchdog.dismiss();

@@ -17,6 +17,7 @@ use crate::home::{make_folder, read_json, write_json};
 use crate::intent::Intent;
 use crate::lease::Lease;
 use crate::revert::end_qemu;
+use crate::settings::VmSettings;
 
 /// What is kept of a registered VM.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -33,6 +34,9 @@ pub struct VmState {
     pub process: ProcessId,
     /// The snapshot that its state comes from: where the VM is now.
     pub current: Option<SnapshotId>,
+    /// What its owner wants.
+    #[serde(default)]
+    pub settings: VmSettings,
 }
 
 /// A VM as a front end shows it.
@@ -212,7 +216,8 @@ impl Engine {
         Ok(vm)
     }
 
-    fn lease_as_it_is(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
+    /// Takes the lease of a VM, whatever a killed command left.
+    pub(crate) fn lease_as_it_is(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
         self.vm_state(name)?;
         let lease = self.take_lease(name, purpose)?;
         Ok(LeasedVm { name: name.clone(), state: self.vm_state(name)?, _lease: lease })
@@ -291,6 +296,7 @@ impl Engine {
             inventory,
             process: guest.process(),
             current: None,
+            settings: VmSettings::default(),
         };
         drop(guest);
         let vm = LeasedVm { name: name.clone(), state, _lease: lease };
@@ -298,7 +304,7 @@ impl Engine {
         self.report(&vm)
     }
 
-    fn report(&self, vm: &LeasedVm) -> Result<VmReport> {
+    pub(crate) fn report(&self, vm: &LeasedVm) -> Result<VmReport> {
         let stopped = ("stopped".to_owned(), None);
         let (state, pid) = if vm.is_alive() {
             let process = vm.state.process;

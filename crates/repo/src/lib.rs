@@ -70,6 +70,7 @@ mod tree;
 mod vault;
 mod verify;
 mod weave;
+mod whole;
 mod wire;
 mod wrapping;
 mod writer;

@@ -31,6 +31,7 @@ use crate::supervisor::Supervisor;
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
 use crate::verify::{self, VerifyLevel, VerifyReport};
+use crate::whole;
 use crate::{Error, Kind};
 
 const CONFIG: &str = "config";
@@ -262,6 +263,12 @@ impl Repository {
         supervisor: &dyn Supervisor,
     ) -> Result<VerifyReport, Error> {
         verify::verify(&self.vault, snapshots, level, supervisor)
+    }
+
+    /// Whether a snapshot is not known to be damaged: all that it needs is there, and no
+    /// repair has given any of it up. Its data is not read.
+    pub fn is_whole(&self, id: SnapshotId, supervisor: &dyn Supervisor) -> Result<bool, Error> {
+        whole::is_whole(&self.vault, id, supervisor)
     }
 
     /// Deletes a snapshot, as an act of its own; see `remove_all`.

@@ -80,3 +80,10 @@ pub fn workspace_folder() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.ancestors().nth(2).unwrap_or(manifest).to_owned()
 }
+
+/// Returns a folder of cases that others have made, which lies beside the checkout on the
+/// machines that have it.
+pub fn oracle_folder(name: &str) -> Option<PathBuf> {
+    let folder = workspace_folder().parent()?.join("shared/oracles").join(name);
+    folder.is_dir().then_some(folder)
+}

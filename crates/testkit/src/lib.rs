@@ -32,7 +32,7 @@ pub use builder::GuestBuilder;
 pub use disk::{Content, Disk, Format};
 pub use error::Error;
 pub use guest::{Guest, Prepared};
-pub use image::{GuestKind, guests_folder, workspace_folder};
+pub use image::{GuestKind, guests_folder, oracle_folder, workspace_folder};
 pub use power::{FileSystem, History, Kept, LoggedDisk, Mounted};
 pub use qemu::{Qemu, Release};
 pub use qmp::Qmp;
