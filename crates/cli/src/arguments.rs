@@ -343,6 +343,10 @@ pub(crate) struct TakeArguments {
     /// A disk to leave out, by its name in `vm show`; can be given several times.
     #[arg(long = "exclude-disk", value_name = "DISK")]
     pub(crate) excluded_disks: Vec<String>,
+    /// Read whole disks, not what was written since the last snapshot, and leave no
+    /// dirty bitmaps in QEMU, which refuses `loadvm` while there are any.
+    #[arg(long)]
+    pub(crate) full: bool,
     /// How to capture memory.
     #[arg(long, default_value = "auto")]
     pub(crate) mode: Mode,

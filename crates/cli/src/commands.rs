@@ -159,6 +159,7 @@ fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()
         tags: arguments.tags,
         without_memory: arguments.no_memory,
         excluded_disks: arguments.excluded_disks,
+        full: arguments.full,
         way: match arguments.mode {
             Mode::Auto => None,
             Mode::Iterating => Some(Way::Iterating),

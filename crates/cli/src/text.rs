@@ -214,7 +214,11 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     row("duration", format!("{:.1} s", seconds(report.duration_ms)));
     row("memory", report.memory_bytes.to_string());
     for saved in &details.disks {
-        row("disk", format!("{}: {} {}", saved.disk.name, saved.disk.size, saved.disk.format));
+        let read = saved.read.as_ref().map(disk_read).unwrap_or_default();
+        row(
+            "disk",
+            format!("{}: {} {}{read}", saved.disk.name, saved.disk.size, saved.disk.format),
+        );
     }
     for file in &details.files {
         row("file", file.path.display().to_string());
@@ -224,6 +228,16 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     let words = &details.command_line;
     row("started as", format!("{} {}", words.program.display(), words.arguments.join(" ")));
     text
+}
+
+/// Says how a disk was read.
+fn disk_read(read: &tintype_engine::DiskRead) -> String {
+    use tintype_engine::Reading;
+    match (read.reading, &read.why) {
+        (Reading::Incremental, _) => format!(", {} changed or checked", read.read_bytes),
+        (Reading::Full, None) => format!(", {} read", read.read_bytes),
+        (Reading::Full, Some(why)) => format!(", {} read: {why}", read.read_bytes),
+    }
 }
 
 /// Describes a verification.

@@ -193,6 +193,7 @@ impl CloneWork<'_> {
             command_line: self.command_line(name, &relocated)?,
             inventory: self.target.details.inventory.clone(),
             process: NO_PROCESS,
+            tracking: None,
             current: None,
             settings: VmSettings::default(),
         };

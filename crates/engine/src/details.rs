@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use tintype_repo::{ImageRoot, Label, Repository, SnapshotRecord};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
 use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
+pub use tintype_vm::{DiskRead, Reading};
 
 use crate::error::{Error, Result};
 
@@ -72,6 +73,14 @@ pub struct SavedDisk {
     pub disk: Disk,
     /// The name of its image in the record.
     pub image: String,
+    /// How it was read; earlier versions do not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub read: Option<DiskRead>,
+}
+
+/// Returns the name of a disk's image in the record.
+pub(crate) fn disk_image(disk: &Disk) -> String {
+    format!("disk/{}", disk.name)
 }
 
 /// One small file.
@@ -157,6 +166,7 @@ impl Snapshot {
             duration_ms: details.duration_ms,
             memory_bytes: self.bytes_of(details.memory.iter().map(|block| &block.image)),
             disk_bytes: self.bytes_of(details.disks.iter().map(|disk| &disk.image)),
+            disks: details.disks.iter().map(DiskReport::of).collect(),
             read_bytes: record.stats.read_bytes,
             stored_bytes: record.stats.stored_bytes,
             message: details.message.clone(),
@@ -193,6 +203,8 @@ pub struct SnapshotReport {
     pub memory_bytes: ByteCount,
     /// Bytes of disks, zeros included.
     pub disk_bytes: ByteCount,
+    /// How each disk was read.
+    pub disks: Vec<DiskReport>,
     /// Bytes that were read for it.
     pub read_bytes: ByteCount,
     /// Bytes that the repository grew by.
@@ -203,6 +215,22 @@ pub struct SnapshotReport {
     pub tags: Vec<(String, String)>,
     /// Whether it is protected from deletion.
     pub pinned: bool,
+}
+
+/// How one disk of a snapshot was read.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DiskReport {
+    /// The disk.
+    pub name: String,
+    /// How; nothing of snapshots that earlier versions have taken.
+    #[serde(flatten)]
+    pub read: Option<DiskRead>,
+}
+
+impl DiskReport {
+    fn of(saved: &SavedDisk) -> Self {
+        Self { name: saved.disk.name.clone(), read: saved.read.clone() }
+    }
 }
 
 /// Microseconds as milliseconds with a fraction. Times are far below 2^52.

@@ -6,7 +6,7 @@ use std::path::Path;
 use tintype_image::{Content, Format, HostConfig, ImageHost, ImageSpec, PullParams};
 use tintype_repo::{ImageReader, ImageRoot, Repository};
 use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
-use tintype_vm::{Disk, DiskSink, SinkError};
+use tintype_vm::{Disk, DiskRead, DiskSink, SinkError};
 
 use crate::details::{SavedDisk, Snapshot};
 use crate::error::{Error, Result};
@@ -50,18 +50,28 @@ impl DiskHost<'_> {
             .map_err(Error::step("cannot open the disk images"))
     }
 
-    /// Reads whole disks.
-    pub(crate) fn read(&self, disks: &[&Disk], sinks: Vec<Box<dyn DiskSink>>) -> Result<()> {
+    /// Reads whole disks, in the size that they have now.
+    pub(crate) fn read(
+        &self,
+        disks: &[&Disk],
+        begin: impl Fn(&Disk) -> Result<Box<dyn DiskSink>, SinkError>,
+    ) -> Result<()> {
         let host = self.open(disks, false)?;
-        for ((image, mut sink), disk) in host.images().iter().zip(sinks).zip(disks) {
+        for (image, disk) in host.images().iter().zip(disks) {
+            let now = Disk { size: image.size(), ..Disk::clone(disk) };
+            let mut sink = begin(&now).map_err(Error::step("cannot write to the repository"))?;
             let whole = Extent { offset: 0, len: image.size().get() };
+            let mut read_bytes = ByteCount(0);
             let take = |extent: Extent, content: Content<'_>| match content {
                 Content::Zero => sink.write_zeroes(extent),
-                Content::Data(bytes) => sink.write(extent.offset, bytes),
+                Content::Data(bytes) => {
+                    read_bytes.0 += extent.len;
+                    sink.write(extent.offset, bytes)
+                }
             };
             image
                 .pull([whole], &PullParams::default(), take)
-                .and_then(|()| sink.finish())
+                .and_then(|()| sink.finish(DiskRead::full("QEMU did not run", read_bytes)))
                 .map_err(Error::step(format!("cannot read the disk `{}`", disk.name)))?;
         }
         host.close().map_err(Error::step("cannot close the disk images"))

@@ -27,7 +27,7 @@ impl Engine {
         match self.intent(&vm.name)? {
             None => return Ok(()),
             Some(Intent::Take { footprint }) => {
-                erase(vm, &footprint)?;
+                self.erase(vm, &footprint)?;
                 self.config.observer.notice(&format!(
                     "a take of `{}` had been interrupted; what it left is cleaned up",
                     vm.name
@@ -87,9 +87,28 @@ impl Engine {
     /// Takes back a take that was to be followed by a revert, which will not be.
     pub(crate) fn take_back_safety(&self, vm: &LeasedVm) -> Result<()> {
         if let Some(Intent::Take { footprint }) = self.intent(&vm.name)? {
-            erase(vm, &footprint)?;
+            self.erase(vm, &footprint)?;
         }
         self.forget_intent(&vm.name)
+    }
+
+    /// Takes back what a take has changed in QEMU, and lets the guest run.
+    fn erase(&self, vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
+        let erased = unless_ended(footprint.process, || {
+            let mut guest = vm.connect()?;
+            guest.erase(footprint)?;
+            self.forget_other_bitmaps(vm, &mut guest);
+            Ok(())
+        });
+        erased.map_err(|error| {
+            Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name))
+                .hint(format!(
+                    "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
+                    vm.name
+                ))
+                .state("the guest may stand still until then")
+                .because(error)
+        })
     }
 }
 
@@ -100,20 +119,6 @@ fn await_start(vm: &LeasedVm) {
     while !vm.is_alive() && Instant::now() < deadline {
         sleep(RETRY_INTERVAL);
     }
-}
-
-/// Takes back what a take has changed in QEMU, and lets the guest run.
-fn erase(vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
-    let erased = unless_ended(footprint.process, || Ok(vm.connect()?.erase(footprint)?));
-    erased.map_err(|error| {
-        Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name))
-            .hint(format!(
-                "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
-                vm.name
-            ))
-            .state("the guest may stand still until then")
-            .because(error)
-    })
 }
 
 /// Repairs a QEMU, which is not needed when it has ended or does so meanwhile.

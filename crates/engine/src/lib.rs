@@ -33,6 +33,7 @@ mod snapshots;
 mod space;
 mod supervisor;
 mod take;
+mod tracking;
 mod verify;
 mod vms;
 mod watchdog;
@@ -45,7 +46,10 @@ use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
 pub use clone::{CloneParams, CloneReport, ClonedVm};
-pub use details::{Details, MemoryBlock, Purpose, SavedDisk, SavedFile, Snapshot, SnapshotReport};
+pub use details::{
+    Details, DiskRead, DiskReport, MemoryBlock, Purpose, Reading, SavedDisk, SavedFile, Snapshot,
+    SnapshotReport,
+};
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
 pub use home::Home;

@@ -31,18 +31,18 @@ impl Engine {
         let disks = params.disks(&vm.state.inventory)?;
         let folder = self.home.short_lived_folder()?;
         let host = DiskHost { program: &vm.state.command_line.program, folder: folder.path() };
-        let sinks = disks
-            .iter()
-            .map(|disk| sink.disk(disk))
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(Error::step("cannot write to the repository"))?;
         let created = Timestamp::now();
-        host.read(&disks, sinks)
+        host.read(&disks, |disk| sink.disk(disk))
             .map_err(|error| error.state("no snapshot was taken; nothing was changed"))?;
         let line = &vm.state.command_line;
         let files = files::save(&sink, line, &vm.state.inventory, &[])
             .map_err(Error::step("cannot keep the files that the settings name"))?;
         let Collected { images, memory, disks } = sink.into_collected();
+        let mut inventory = vm.state.inventory.clone();
+        for saved in &disks {
+            let then = inventory.disks.iter_mut().find(|disk| disk.name == saved.disk.name);
+            then.into_iter().for_each(|disk| disk.size = saved.disk.size);
+        }
         let details = Details {
             purpose,
             message: params.message.clone(),
@@ -54,7 +54,7 @@ impl Engine {
             memory,
             disks,
             command_line: line.clone(),
-            inventory: vm.state.inventory.clone(),
+            inventory,
             files,
             tpms: Vec::new(),
         };

@@ -4,18 +4,22 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tintype_repo::{ImageParams, ImageRoot, ImageWriter, NamedImage, Session, Unwritten};
+use tintype_repo::{
+    ImageParams, ImageReader, ImageRoot, ImageWriter, NamedImage, Session, Unwritten,
+};
 use tintype_stream::RamBlock;
 use tintype_types::{ByteCount, Extent};
-use tintype_vm::{CaptureSink, Disk, DiskSink, MemorySink, Moment, SinkError};
+use tintype_vm::{CaptureSink, Disk, DiskRead, DiskSink, MemorySink, Moment, SinkError};
 
-use crate::details::{MemoryBlock, SavedDisk, Snapshot};
+use crate::details::{MemoryBlock, SavedDisk, Snapshot, disk_image};
 use crate::observer::{Observer, Progress, Step};
+use crate::tracking::{Earlier, Earliers};
 
 /// The images of one capture.
 pub(crate) struct SessionSink<'s> {
     session: &'s Session,
     parent: Option<&'s Snapshot>,
+    earliers: Mutex<Earliers>,
     observer: &'s Arc<dyn Observer>,
     collected: Shared,
 }
@@ -69,7 +73,13 @@ impl<'s> SessionSink<'s> {
             done: Arc::default(),
             observer: Arc::clone(observer),
         };
-        Self { session, parent, observer, collected }
+        Self { session, parent, earliers: Mutex::default(), observer, collected }
+    }
+
+    /// Lets the images of disks go on from earlier ones.
+    pub(crate) fn going_on_from(mut self, earliers: Earliers) -> Self {
+        self.earliers = Mutex::new(earliers);
+        self
     }
 
     /// Returns all images that are complete.
@@ -83,6 +93,33 @@ impl<'s> SessionSink<'s> {
     pub(crate) fn begin(&self, name: &str, size: ByteCount) -> Result<ImageWriter, SinkError> {
         let parent = self.parent.and_then(|parent| parent.image(name)).cloned();
         Ok(self.session.image(ImageParams { size, parent, unwritten: Unwritten::Zero })?)
+    }
+
+    /// Begins the image of a disk: one that goes on from an earlier image, if all that
+    /// this needs is still there.
+    fn begin_disk(
+        &self,
+        disk: &Disk,
+    ) -> Result<(ImageWriter, Result<Recorded, String>), SinkError> {
+        let mut earliers = self.earliers.lock().unwrap_or_else(PoisonError::into_inner);
+        let earlier =
+            earliers.remove(&disk.name).unwrap_or_else(|| Err("QEMU did not run".to_owned()));
+        let why = match earlier {
+            Err(why) => why,
+            Ok(Earlier { root, reader, bitmap }) => {
+                let parent = Some(root);
+                let size = disk.size;
+                match self.session.image(ImageParams { size, parent, unwritten: Unwritten::Parent })
+                {
+                    Ok(writer) => return Ok((writer, Ok(Recorded { bitmap, reader }))),
+                    Err(tintype_repo::Error::NotFound(_)) => {
+                        "the snapshot before is not whole any more".to_owned()
+                    }
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        };
+        Ok((self.begin(&disk_image(disk), disk.size)?, Err(why)))
     }
 
     /// Adds a complete image.
@@ -118,12 +155,12 @@ impl CaptureSink for SessionSink<'_> {
     }
 
     fn disk(&self, disk: &Disk) -> Result<Box<dyn DiskSink>, SinkError> {
-        let image = format!("disk/{}", disk.name);
-        let writer = self.begin(&image, disk.size)?;
+        let (writer, recorded) = self.begin_disk(disk)?;
         Ok(Box::new(DiskImage {
             collected: self.collected.clone(),
-            saved: SavedDisk { disk: disk.clone(), image },
+            saved: SavedDisk { disk: disk.clone(), image: disk_image(disk), read: None },
             writer,
+            recorded,
         }))
     }
 }
@@ -168,9 +205,27 @@ struct DiskImage {
     collected: Shared,
     saved: SavedDisk,
     writer: ImageWriter,
+    recorded: Result<Recorded, String>,
+}
+
+/// What has recorded the changes of a disk, and what the disk was before.
+struct Recorded {
+    bitmap: String,
+    reader: ImageReader,
 }
 
 impl DiskSink for DiskImage {
+    fn changed_since(&self) -> Result<&str, &str> {
+        self.recorded.as_ref().map(|recorded| recorded.bitmap.as_str()).map_err(String::as_str)
+    }
+
+    fn had(&mut self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError> {
+        let Ok(recorded) = &self.recorded else { return Ok(false) };
+        let mut had = vec![0; bytes.len()];
+        recorded.reader.read_at(offset, &mut had)?;
+        Ok(had == bytes)
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
         self.collected.count(bytes.len() as u64);
         Ok(self.writer.write(offset, bytes)?)
@@ -181,8 +236,9 @@ impl DiskSink for DiskImage {
         Ok(self.writer.write_zeroes(extent)?)
     }
 
-    fn finish(self: Box<Self>) -> Result<(), SinkError> {
-        let Self { collected, saved, writer } = *self;
+    fn finish(self: Box<Self>, read: DiskRead) -> Result<(), SinkError> {
+        let Self { collected, mut saved, writer, .. } = *self;
+        saved.read = Some(read);
         collected.add(saved.image.clone(), writer.finish()?);
         collected.collect(|collected| collected.disks.push(saved));
         Ok(())

@@ -10,9 +10,10 @@ use std::time::Instant;
 
 use jiff::Timestamp;
 use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
-use tintype_types::{SnapshotName, VmName};
+use tintype_types::{SnapshotId, SnapshotName, VmName};
 use tintype_vm::{
-    Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Guest, Inventory, Tpm, Way, capture,
+    Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Guest, Inventory, Tpm, Way,
+    bitmap_name, capture,
 };
 
 use crate::Engine;
@@ -23,6 +24,7 @@ use crate::intent::Intent;
 use crate::labels::{check_message, check_tags, refuse_name};
 use crate::observer::Step;
 use crate::sink::{Collected, SessionSink};
+use crate::tracking::{Tracking, whole};
 use crate::vms::{DEATH_LIMIT, LeasedVm};
 use crate::watchdog::Watchdog;
 
@@ -41,6 +43,8 @@ pub struct TakeParams {
     pub way: Option<Way>,
     /// The names of disks that are left out.
     pub excluded_disks: Vec<String>,
+    /// Whether all disks are read whole, and no bitmap is left in QEMU.
+    pub full: bool,
 }
 
 impl TakeParams {
@@ -125,13 +129,21 @@ impl Engine {
             Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
         };
         self.config.observer.step(Step::TakeIntent);
+        let earliers = match wish.reads_whole() {
+            None => self.earlier_states(repository, vm, guest, &plan.disks),
+            Some(why) => whole(&plan.disks, why),
+        };
         let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
+        let sink = sink.going_on_from(earliers);
+        let record = wish.reads_whole().is_none().then(|| bitmap_name(vm.state.id, session.id()));
         let capture_params = CaptureParams {
             disks: &plan.disks,
             memory: plan.memory,
             way: wish.params.way,
             abilities: &abilities,
             afterwards: wish.afterwards,
+            record: record.as_deref(),
+            seed: seed_of(session.id()),
             folder: folder.path(),
         };
         let created = Timestamp::now();
@@ -149,8 +161,23 @@ impl Engine {
             Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
         };
         self.config.observer.step(Step::TakeCommitted);
+        wish.note_tracking(vm, guest, record.id, plan.disks);
+        Ok((self.note_taken(vm, guest, record)?, watchdog))
+    }
+
+    /// Notes where the VM is now. The old bitmaps record on until it is noted that the
+    /// new ones are relied on.
+    fn note_taken(
+        &self,
+        vm: &mut LeasedVm,
+        guest: &mut Guest,
+        record: SnapshotRecord,
+    ) -> Result<Snapshot> {
         self.place(vm, &record)?;
-        Ok((Snapshot::read(record)?, watchdog))
+        self.forget_other_bitmaps(vm, guest);
+        let snapshot = Snapshot::read(record)?;
+        self.tell_unrecorded(&snapshot);
+        Ok(snapshot)
     }
 
     /// Ends a command that was asked to stop and has changed nothing yet.
@@ -169,6 +196,7 @@ impl Engine {
         error: Error,
     ) -> Error {
         let erased = guest.erase(footprint).map_err(|error| error.to_string());
+        self.forget_other_bitmaps(vm, guest);
         let has_ended = erased.is_err() && guest.process().ends_within(DEATH_LIMIT);
         let done = if has_ended { Ok(()) } else { erased };
         let forgotten =
@@ -186,6 +214,18 @@ impl Engine {
             Err(left) => error
                 .state(format!("no snapshot was taken; QEMU is not as it was yet: {left}"))
                 .hint(format!("`tintype vm show {}` repairs it", vm.name)),
+        }
+    }
+
+    /// Says if an image was written past QEMU. The snapshot has what is there now.
+    fn tell_unrecorded(&self, snapshot: &Snapshot) {
+        for saved in &snapshot.details.disks {
+            if let Some(at) = saved.read.as_ref().and_then(|read| read.unrecorded) {
+                self.config.observer.notice(&format!(
+                    "the disk `{}` has changed at byte {at} though QEMU has not written there: somebody wrote to its image past QEMU; all of it was read, and the snapshot has what is there now",
+                    saved.disk.name
+                ));
+            }
         }
     }
 
@@ -325,6 +365,36 @@ pub(crate) struct Wish<'p> {
     pub(crate) purpose: Purpose,
     pub(crate) afterwards: Afterwards,
     pub(crate) began: Instant,
+}
+
+impl Wish<'_> {
+    /// Says why all disks are read whole and nothing is recorded from the instant on.
+    /// What a revert overwrites has no other proof: the revert writes what differs from it.
+    fn reads_whole(&self) -> Option<&'static str> {
+        let overwritten = self.purpose == Purpose::Safety;
+        let asked = self.params.full.then_some("that was asked for");
+        asked.or(overwritten.then_some("a revert was about to overwrite it"))
+    }
+
+    fn note_tracking(
+        &self,
+        vm: &mut LeasedVm,
+        guest: &Guest,
+        snapshot: SnapshotId,
+        disks: Vec<Disk>,
+    ) {
+        if self.reads_whole().is_none() {
+            vm.state.tracking = Some(Tracking { snapshot, process: guest.process(), disks });
+        } else if self.params.full {
+            vm.state.tracking = None;
+        }
+    }
+}
+
+/// Draws other blocks for each snapshot, and the same ones for the same.
+fn seed_of(snapshot: SnapshotId) -> u64 {
+    let (seed, _) = snapshot.as_bytes().split_first_chunk().expect("an id has 16 bytes");
+    u64::from_le_bytes(*seed)
 }
 
 /// What a capture will touch.

@@ -32,6 +32,9 @@ pub struct VmState {
     pub inventory: Inventory,
     /// The process that was last seen.
     pub process: ProcessId,
+    /// What records the changes of its disks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) tracking: Option<crate::tracking::Tracking>,
     /// The snapshot that its state comes from: where the VM is now.
     pub current: Option<SnapshotId>,
     /// What its owner wants.
@@ -202,10 +205,11 @@ impl Engine {
         }
     }
 
-    /// Forgets a VM. Its QEMU runs on, its disks and snapshots stay.
+    /// Forgets a VM. Its QEMU runs on, without our bitmaps; its disks and snapshots stay.
     pub fn remove_vm(&self, name: &VmName) -> Result<()> {
         let vm = self.lease(name, "vm rm")?;
         let folder = self.home.vm_folder(&vm.name);
+        self.forget_all_bitmaps(&vm);
         fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
     }
 
@@ -295,6 +299,7 @@ impl Engine {
             command_line,
             inventory,
             process: guest.process(),
+            tracking: None,
             current: None,
             settings: VmSettings::default(),
         };

@@ -273,6 +273,11 @@ impl Session {
         blob::store(&self.core, bytes)
     }
 
+    /// Returns the id that the snapshot will have.
+    pub fn id(&self) -> SnapshotId {
+        self.core.id
+    }
+
     /// Lets the writers use all of the session's memory from now on. To be
     /// called before the VM is paused, so that what comes then is taken at the
     /// speed of a copy even if the queue was full.

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::bitmaps::remove_frozen;
 use crate::error::{Error, Result};
 use crate::inventory::{Disk, PREFIX, array, device_path};
 use crate::pause::{cancel_migration, ensure_running, run_state};
@@ -73,6 +74,7 @@ impl Footprint {
         remove_nodes(qmp, &format!("{PREFIX}instant"))?;
         self.remove_filters(qmp)?;
         remove_nodes(qmp, PREFIX)?;
+        remove_frozen(qmp)?;
         self.restore_settings(qmp)
     }
 

@@ -5,6 +5,7 @@
 
 mod abilities;
 pub mod arguments;
+mod bitmaps;
 mod cancel;
 mod capture;
 mod error;
@@ -21,10 +22,11 @@ mod relocate;
 mod tpm;
 
 pub use abilities::Abilities;
+pub use bitmaps::{Bitmap, bitmap_name};
 pub use cancel::Cancel;
 pub use capture::{
-    Afterwards, CaptureParams, CaptureReport, CaptureSink, DiskSink, MemorySink, Moment, SinkError,
-    Way, capture,
+    Afterwards, CaptureParams, CaptureReport, CaptureSink, DiskRead, DiskSink, MemorySink, Moment,
+    Reading, SinkError, Way, capture,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use footprint::Footprint;

@@ -39,6 +39,15 @@ const SOAKS: &[Soak] = &[
         usual: 1000,
     },
     Soak {
+        name: "incremental",
+        about: "writes, resizes, kills and reverts between takes of disks, on each QEMU",
+        package: "tintype",
+        target: &["--test", "it"],
+        tests: &["same_as_full::"],
+        counted: "steps",
+        usual: 5000,
+    },
+    Soak {
         name: "steps",
         about: "kills, interrupts and starves takes and reverts, and QEMU, at every step",
         package: "tintype",
@@ -136,7 +145,7 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 
 fn unknown(word: &str) -> Failure {
     let soaks = SOAKS.iter().map(|Soak { name, about, counted, usual, .. }| {
-        format!("\n  soak {name:8} [--{counted} N] [--seed S]  {about}; {usual} {counted}")
+        format!("\n  soak {name:11} [--{counted} N] [--seed S]  {about}; {usual} {counted}")
     });
     Failure::Other(format!("`{word}` means nothing here:{}", soaks.collect::<String>()))
 }

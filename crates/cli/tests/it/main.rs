@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+mod bare_vm;
+mod bitmaps;
 mod bucket;
 mod clones;
 mod command;
@@ -19,7 +21,9 @@ mod oracle;
 mod privacy;
 mod prune;
 mod qemu_death;
+mod repeated;
 mod restore;
+mod same_as_full;
 mod scene;
 mod soak;
 mod space;

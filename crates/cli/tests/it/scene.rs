@@ -195,6 +195,10 @@ impl Scene {
             let node = drive["inserted"]["node-name"].as_str().unwrap();
             assert!(["vda", "vdb"].contains(&node), "the device uses {node}");
         }
+        for node in ask("query-named-block-nodes").as_array().unwrap() {
+            let bitmaps = node["dirty-bitmaps"].as_array().map_or(0, Vec::len);
+            assert!(bitmaps <= 1, "of more than one snapshot: {node}");
+        }
         for capability in ask("query-migrate-capabilities").as_array().unwrap() {
             assert_eq!(capability["state"], false, "{capability}");
         }

@@ -15,9 +15,15 @@ const MAX_STATUS_LEN: u32 = 2 << 20;
 pub struct Status {
     /// The bytes.
     pub extent: Extent,
-    /// What it says. For `base:allocation` the named flags hold; for
-    /// `qemu:dirty-bitmap:NAME` a set lowest bit means dirty.
+    /// What it says.
     pub flags: StatusFlags,
+}
+
+impl Status {
+    /// Tells whether a context `qemu:dirty-bitmap:NAME` calls the bytes dirty.
+    pub fn is_dirty(&self) -> bool {
+        self.flags.has(StatusFlags::DIRTY)
+    }
 }
 
 /// The reply to a block status request, as far as it has come.

@@ -211,12 +211,15 @@ impl ErrorReply {
 }
 
 flags! {
-    /// What the metadata context `base:allocation` says about bytes.
+    /// What the metadata context `base:allocation` says about bytes, or
+    /// `qemu:dirty-bitmap:NAME`: then only the last one holds.
     StatusFlags(u32) {
         /// No storage is allocated for them.
         HOLE = 0;
         /// They read as zeros.
         ZERO = 1;
+        /// They were written to since the bitmap was made or cleared.
+        DIRTY = 0;
     }
 }
 

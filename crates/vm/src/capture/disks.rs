@@ -26,18 +26,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use rustix::fd::AsFd;
 use serde_json::{Value, json};
-use tintype_nbd::codec::StatusFlags;
-use tintype_nbd::{
-    Client, ConnectParams, Content, Export, Payload, PullParams, Server, ServerConfig,
-};
+use tintype_nbd::{Content, Export, Payload, Server, ServerConfig};
 use tintype_types::Extent;
 
 use super::coverage::Covered;
-use super::sink::{CaptureSink, DiskSink, SinkError};
+use super::sink::{CaptureSink, DiskRead, DiskSink, SinkError};
+use crate::bitmaps;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::inventory::{Disk, PREFIX};
@@ -46,9 +43,6 @@ use crate::qmp::Qmp;
 /// How long a guest's write may wait for the old bytes to be taken, in seconds.
 /// Then the snapshot breaks, and the write goes through.
 const GUEST_WRITE_WAIT_S: u32 = 5;
-
-/// How much is asked of QEMU at once about where a disk has data.
-const STATUS_SPAN: u64 = 1 << 30;
 
 /// The disks of one capture.
 pub(super) struct DiskCapture {
@@ -60,19 +54,24 @@ pub(super) struct DiskCapture {
 }
 
 /// One disk at its instant.
-struct KeptDisk {
-    disk: Disk,
-    number: usize,
-    state: Mutex<KeptState>,
-    arrived: AtomicU64,
+pub(super) struct KeptDisk {
+    pub(super) disk: Disk,
+    pub(super) number: usize,
+    pub(super) state: Mutex<KeptState>,
+    pub(super) arrived: AtomicU64,
+    /// The bitmap that has recorded all writes since the snapshot before, or why all of
+    /// the disk is read.
+    pub(super) recorded: Result<String, String>,
 }
 
-struct KeptState {
+pub(super) struct KeptState {
     /// What the guest has overwritten since: it came here first.
-    saved: Covered,
+    pub(super) saved: Covered,
     /// What was read at the instant. What comes of it later changes nothing.
     pulled: Covered,
-    sink: Option<Box<dyn DiskSink>>,
+    pub(super) sink: Option<Box<dyn DiskSink>>,
+    /// How the disk was read, when it has been.
+    read: Option<DiskRead>,
     /// Why the sink failed: QEMU can only be told that it did.
     failure: Option<SinkError>,
 }
@@ -84,11 +83,13 @@ impl DiskCapture {
             .iter()
             .enumerate()
             .map(|(number, disk)| {
-                let sink = Some(sink.disk(disk).map_err(Error::Sink)?);
+                let sink = sink.disk(disk).map_err(Error::Sink)?;
+                let recorded = sink.changed_since().map(str::to_owned).map_err(str::to_owned);
                 let state = KeptState {
                     saved: Covered::default(),
                     pulled: Covered::default(),
-                    sink,
+                    sink: Some(sink),
+                    read: None,
                     failure: None,
                 };
                 Ok(Arc::new(KeptDisk {
@@ -96,6 +97,7 @@ impl DiskCapture {
                     number,
                     state: Mutex::new(state),
                     arrived: AtomicU64::new(0),
+                    recorded,
                 }))
             })
             .collect::<Result<_>>()?;
@@ -159,8 +161,11 @@ impl DiskCapture {
             .collect()
     }
 
-    /// The commands that fix the instant of all disks. The guest stands still.
-    pub(super) fn instant_commands(&self) -> Vec<(&'static str, Value)> {
+    /// The commands that fix the instant of all disks, and make a bitmap record from
+    /// there on. The guest stands still.
+    pub(super) fn instant_commands(&self, record: Option<&str>) -> Vec<(&'static str, Value)> {
+        let bitmaps = self.bitmap_actions(record);
+        let bitmaps = (!bitmaps.is_empty()).then(|| ("transaction", json!({"actions": bitmaps})));
         let filters = self.disks.iter().map(|disk| {
             let node = json!({
                 "driver": "copy-before-write", "node-name": disk.node("filter"),
@@ -174,7 +179,19 @@ impl DiskCapture {
                 json!({"path": disk.disk.device, "property": "drive", "value": disk.node("filter")});
             ("qom-set", drive)
         });
-        filters.chain(insertions).collect()
+        bitmaps.into_iter().chain(filters).chain(insertions).collect()
+    }
+
+    fn bitmap_actions(&self, record: Option<&str>) -> Vec<Value> {
+        let mut actions = Vec::new();
+        for disk in &self.disks {
+            let node = &disk.disk.node;
+            if let Ok(bitmap) = &disk.recorded {
+                actions.extend(bitmaps::freeze(node, bitmap, &disk.frozen()));
+            }
+            actions.extend(record.map(|name| bitmaps::begin(node, name)));
+        }
+        actions
     }
 
     /// Makes QEMU listen on a socket of ours. Does nothing else yet.
@@ -202,9 +219,13 @@ impl DiskCapture {
                 "file": disk.node("filter"),
             });
             qmp.execute("blockdev-add", node)?;
+            let frozen = disk
+                .recorded
+                .iter()
+                .map(|_| json!({"node": disk.disk.node, "name": disk.frozen()}));
             let export = json!({
                 "type": "nbd", "id": disk.node("export"), "node-name": disk.node("instant"),
-                "name": disk.number.to_string(),
+                "name": disk.number.to_string(), "bitmaps": frozen.collect::<Vec<_>>(),
             });
             qmp.execute("block-export-add", export)?;
         }
@@ -213,8 +234,13 @@ impl DiskCapture {
 
     /// Reads all disks to their ends, one after the other: they share the
     /// machine's storage with the guest.
-    pub(super) fn pull(&self, cancel: &Cancel) -> Result<()> {
-        self.disks.iter().try_for_each(|disk| disk.pull(&self.export_path, cancel))
+    /// `seed` chooses what is read of what is not known to have changed.
+    pub(super) fn pull(&self, cancel: &Cancel, seed: u64) -> Result<()> {
+        for disk in &self.disks {
+            let read = disk.pull(&self.export_path, cancel, seed)?;
+            disk.state.lock().unwrap_or_else(PoisonError::into_inner).read = Some(read);
+        }
+        Ok(())
     }
 
     /// Says that all is read. Returns the bytes that came, zeros not counted.
@@ -230,7 +256,9 @@ impl DiskCapture {
             }
             let sink =
                 state.sink.take().ok_or_else(|| Error::protocol("a disk that ended twice"))?;
-            sink.finish().map_err(Error::Sink)?;
+            let read = state.read.take();
+            let read = read.ok_or_else(|| Error::protocol("a disk that was not read"))?;
+            sink.finish(read).map_err(Error::Sink)?;
             bytes += disk.arrived.load(Ordering::Relaxed);
         }
         Ok(bytes)
@@ -246,53 +274,19 @@ impl KeptDisk {
         self.node("socket")
     }
 
-    fn pull(&self, socket: &Path, cancel: &Cancel) -> Result<()> {
-        let fail = |error: tintype_nbd::Error| Error::Disk {
-            disk: self.disk.name.clone(),
-            reason: "QEMU could not read it as it was".to_owned(),
-            source: Some(Box::new(error)),
-        };
-        let mut params = ConnectParams::new(&self.number.to_string());
-        params.timeout = Duration::from_secs(60);
-        let mut client = Client::connect(socket, &params).map_err(fail)?;
-        let size = client.size().get();
-        if size != self.disk.size.get() {
-            return Err(
-                self.broken(format!("its size is {size} B and was {} B", self.disk.size.get()))
-            );
-        }
-        for span in (Extent { offset: 0, len: size }).pieces(STATUS_SPAN) {
-            cancel.check()?;
-            let (zeros, data): (Vec<_>, Vec<_>) = client
-                .block_status(span)
-                .map_err(fail)?
-                .into_iter()
-                .partition(|status| status.flags.has(StatusFlags::ZERO));
-            for status in zeros {
-                self.keep(status.extent, Content::Zero)?;
-            }
-            let data = data.into_iter().map(|status| status.extent);
-            client
-                .pull(data, &PullParams::default(), |extent, content| {
-                    cancel.check().map_err(PullError::Ours)?;
-                    self.keep(extent, content).map_err(PullError::Ours)
-                })
-                .map_err(|error| match error {
-                    PullError::Ours(error) => error,
-                    PullError::Nbd(error) => fail(error),
-                })?;
-        }
-        // A write of the guest that waited too long has broken the snapshot, and
-        // its old bytes may have come too late to be old. Reading tells.
-        let probe = size.min(512);
-        client
-            .read_at(0, &mut vec![0; usize::try_from(probe).expect("it is at most 512")])
-            .map_err(fail)
+    /// The copy of the bitmap as it was at the instant.
+    fn frozen(&self) -> String {
+        bitmaps::frozen_name(&self.number.to_string())
+    }
+
+    /// What NBD calls that copy.
+    pub(super) fn context(&self) -> String {
+        format!("qemu:dirty-bitmap:{}", self.frozen())
     }
 
     /// Gives the sink what was read at the instant, but for what the guest has
     /// overwritten: of that the old bytes came before, and this is not they.
-    fn keep(&self, extent: Extent, content: Content<'_>) -> Result<()> {
+    pub(super) fn keep(&self, extent: Extent, content: Content<'_>) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         for part in state.saved.missing(extent) {
             let Some(sink) = state.sink.as_mut() else { return Ok(()) };
@@ -330,27 +324,12 @@ impl KeptDisk {
         state.saved.add(extent);
         Ok(())
     }
-
-    fn broken(&self, reason: String) -> Error {
-        Error::Disk { disk: self.disk.name.clone(), reason, source: None }
-    }
 }
 
 /// The place of a part in a buffer that holds the whole.
-fn within(whole: Extent, part: Extent) -> std::ops::Range<usize> {
+pub(super) fn within(whole: Extent, part: Extent) -> std::ops::Range<usize> {
     let at = |offset: u64| usize::try_from(offset - whole.offset).expect("the buffer is in memory");
     at(part.offset)..at(part.end())
-}
-
-enum PullError {
-    Ours(Error),
-    Nbd(tintype_nbd::Error),
-}
-
-impl From<tintype_nbd::Error> for PullError {
-    fn from(error: tintype_nbd::Error) -> Self {
-        Self::Nbd(error)
-    }
 }
 
 /// The target of a filter: takes old bytes, gives none back. QEMU may read here

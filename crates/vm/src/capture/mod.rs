@@ -13,6 +13,8 @@ mod convergence;
 mod coverage;
 mod disks;
 mod memory;
+mod pull;
+mod sample;
 mod sink;
 mod ways;
 
@@ -37,7 +39,7 @@ use crate::pause::Pause;
 use crate::qmp::Qmp;
 use disks::DiskCapture;
 use memory::{MemoryReader, MemoryReport, Milestone};
-pub use sink::{CaptureSink, DiskSink, MemorySink, Moment, SinkError};
+pub use sink::{CaptureSink, DiskRead, DiskSink, MemorySink, Moment, Reading, SinkError};
 
 /// How long QEMU may take to wind up a migration whose stream has ended.
 const WIND_UP_LIMIT: Duration = Duration::from_secs(20);
@@ -88,6 +90,10 @@ pub struct CaptureParams<'p> {
     pub abilities: &'p Abilities,
     /// What becomes of the guest.
     pub afterwards: Afterwards,
+    /// The bitmap that is to record what is written to the disks from the instant on.
+    pub record: Option<&'p str>,
+    /// Chooses what is read of disks though no write of it was recorded.
+    pub seed: u64,
     /// A private folder with a short path, for sockets.
     pub folder: &'p Path,
 }
@@ -177,7 +183,7 @@ impl<'scope, 'env> Run<'scope, 'env> {
         let instant = self.pass_instant(qmp, &disks)?;
         self.sink.moment(Moment::AfterPause);
         disks.open(qmp)?;
-        disks.pull(self.cancel)?;
+        disks.pull(self.cancel, self.params.seed)?;
         self.sink.moment(Moment::DisksRead);
         let memory = match instant.memory {
             Some(stream) => Some(self.finish_memory(qmp, stream)?),
@@ -228,7 +234,7 @@ impl<'scope, 'env> Run<'scope, 'env> {
             commands.extend(disks.activate_commands());
             commands.extend(disks.target_commands());
         }
-        commands.extend(disks.instant_commands());
+        commands.extend(disks.instant_commands(self.params.record));
         commands
     }
 

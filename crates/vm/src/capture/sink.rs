@@ -1,7 +1,8 @@
 //! Where captured bytes go. This room does not know what becomes of them.
 
+use serde::{Deserialize, Serialize};
 use tintype_stream::RamBlock;
-use tintype_types::Extent;
+use tintype_types::{ByteCount, Extent};
 
 use crate::inventory::Disk;
 
@@ -52,14 +53,54 @@ pub trait MemorySink: Send {
 }
 
 /// Takes the bytes of one disk, each at least once; a byte that comes again is
-/// the same.
+/// the same. Where nothing comes the disk is what it was, if it is read by a bitmap.
 pub trait DiskSink: Send {
+    /// Returns the bitmap that has recorded what was written since the state that the
+    /// sink goes on from, or why there is none and the whole disk is read.
+    fn changed_since(&self) -> Result<&str, &str>;
+
+    /// Tells whether the state that the sink goes on from has these bytes there.
+    fn had(&mut self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError>;
+
     /// Takes bytes, aligned to 4 KiB except at the end of the disk.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
 
     /// Takes zeros.
     fn write_zeroes(&mut self, extent: Extent) -> Result<(), SinkError>;
 
-    /// Says that all bytes have come.
-    fn finish(self: Box<Self>) -> Result<(), SinkError>;
+    /// Says that all bytes have come, and how.
+    fn finish(self: Box<Self>, read: DiskRead) -> Result<(), SinkError>;
+}
+
+/// How a disk was read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskRead {
+    /// How much of it.
+    pub reading: Reading,
+    /// Why all of it was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// The first byte found to differ from the snapshot before though no write of it
+    /// was recorded: somebody wrote to the image past QEMU. All was read then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unrecorded: Option<u64>,
+    /// Bytes that were read, zeros not counted.
+    pub read_bytes: ByteCount,
+}
+
+impl DiskRead {
+    /// Says that the whole disk was read, and why.
+    pub fn full(why: &str, read_bytes: ByteCount) -> Self {
+        Self { reading: Reading::Full, why: Some(why.to_owned()), unrecorded: None, read_bytes }
+    }
+}
+
+/// How much of a disk was read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reading {
+    /// What a bitmap says was written since the snapshot before.
+    Incremental,
+    /// All that is not known to be zero.
+    Full,
 }
