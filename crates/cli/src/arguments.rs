@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
 use crate::settings::SetArguments;
@@ -124,9 +125,8 @@ pub(crate) enum Command {
         vm: VmName,
         /// NAME, latest~2, VM@NAME, or the start of an id.
         snapshot: String,
-        /// Load all memory before the guest runs, which is the only way yet.
-        #[arg(long)]
-        eager: bool,
+        #[command(flatten)]
+        load: LoadArguments,
         /// Do not keep what is overwritten: it is lost.
         #[arg(long)]
         no_safety: bool,
@@ -182,6 +182,9 @@ pub(crate) enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Load the memory of a guest that runs already (started by reverts and clones).
+    #[command(hide = true)]
+    PageServer(PageServerArguments),
     /// Repair what a killed take leaves (started by takes themselves).
     #[command(hide = true)]
     Watchdog {

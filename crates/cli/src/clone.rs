@@ -8,6 +8,7 @@ use tintype_engine::{CloneParams, CloneReport, Engine, Result};
 use tintype_types::VmName;
 
 use crate::output::Output;
+use crate::page_server::LoadArguments;
 
 /// What to make.
 #[derive(Debug, Args)]
@@ -23,14 +24,17 @@ pub(crate) struct CloneArguments {
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
     /// Keep the memory that the new VMs have in common once, until they write to it.
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["eager", "lazy"])]
     share_memory: bool,
+    #[command(flatten)]
+    load: LoadArguments,
 }
 
 /// Makes new VMs of a snapshot.
 pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
-    let CloneArguments { snapshot, name, count, to, share_memory } = arguments;
-    let params = CloneParams { snapshot, name, count, folder: to, share_memory };
+    let CloneArguments { snapshot, name, count, to, share_memory, load } = arguments;
+    let load = load.mode();
+    let params = CloneParams { snapshot, name, count, folder: to, share_memory, load };
     let report = engine.clone_snapshot(&params)?;
     output.result(&report, || cloned(&report));
     Ok(())
@@ -47,6 +51,9 @@ fn cloned(report: &CloneReport) -> String {
             vm.state,
             vm.folder.display()
         );
+        if vm.lazy {
+            let _ = writeln!(text, "  its memory is loaded behind it: `tintype vm show {}`", vm.vm);
+        }
         for port in &vm.ports {
             let _ = writeln!(text, "  {} port {} is {} here", port.protocol, port.from, port.to);
         }

@@ -10,7 +10,7 @@ use clap::CommandFactory;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
-    Cancel, Engine, EngineConfig, Error, Health, Result, S3Access, TakeParams, Way,
+    Cancel, Engine, EngineConfig, Error, Health, Result, RevertParams, S3Access, TakeParams, Way,
 };
 use tintype_types::ByteCount;
 
@@ -20,6 +20,7 @@ use crate::exit::Exit;
 use crate::keys;
 use crate::labels;
 use crate::output::Output;
+use crate::page_server;
 use crate::progress::{Fault, Show};
 use crate::prune;
 use crate::removal;
@@ -70,8 +71,9 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
             });
             output.result(&value, || text::show(&snapshot));
         }
-        Command::Revert { vm, snapshot, eager: _, no_safety } => {
-            let report = engine.revert(&vm, &snapshot, !no_safety)?;
+        Command::Revert { vm, snapshot, load, no_safety } => {
+            let params = RevertParams { snapshot, safety: !no_safety, load: load.mode() };
+            let report = engine.revert(&vm, &params)?;
             output.result(&report, || text::revert(&report));
         }
         Command::Clone(arguments) => clone::run(engine, arguments, output)?,
@@ -104,6 +106,7 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
             }
         }
         Command::Watchdog { vm } => engine.keep_watch(&vm, &mut std::io::stdin())?,
+        Command::PageServer(arguments) => page_server::run(engine, arguments)?,
         Command::Completions { .. } => unreachable!("handled before the engine is opened"),
     }
     Ok(Exit::Done)
@@ -184,19 +187,22 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     let repository = globals.repo.clone();
     let program = std::env::current_exe()
         .map_err(|error| Error::failed("cannot find our own program").because(error))?;
-    let mut watchdog =
+    let mut helper =
         vec![program.display().to_string(), "--home".into(), home.display().to_string()];
     if let Some(repository) = &repository {
-        watchdog.extend(["--repo".to_owned(), repository.display().to_string()]);
+        helper.extend(["--repo".to_owned(), repository.display().to_string()]);
     }
     for (option, file) in [
         ("--key-file", &globals.key_file),
         ("--passphrase-file", &globals.passphrase_file),
         ("--age-identity", &globals.age_identity),
     ] {
-        watchdog.extend(file.iter().flat_map(|f| [option.to_owned(), f.display().to_string()]));
+        helper.extend(file.iter().flat_map(|f| [option.to_owned(), f.display().to_string()]));
     }
-    watchdog.push("watchdog".to_owned());
+    helper.extend(["--cache-size".to_owned(), globals.cache_size.get().to_string()]);
+    if let Some(rate) = globals.limit_rate {
+        helper.extend(["--limit-rate".to_owned(), rate.get().to_string()]);
+    }
     Ok(EngineConfig {
         home,
         repository,
@@ -207,7 +213,7 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
             .iter()
             .filter_map(|name| Some(((*name).to_owned(), std::env::var(name).ok()?)))
             .collect(),
-        watchdog,
+        helper,
         patience: Duration::from_secs(globals.wait),
         cancel: Cancel::from_flag(flag),
         observer: show,

@@ -8,6 +8,7 @@ mod exit;
 mod keys;
 mod labels;
 mod output;
+mod page_server;
 mod progress;
 mod prune;
 mod removal;

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, LostPart, Purpose, RepairSummary, RevertReport, Snapshot, SnapshotReport,
-    VerifySummary, VmReport,
+    Finding, Health, Loading, LostPart, Purpose, RepairSummary, RevertReport, Snapshot,
+    SnapshotReport, VerifySummary, VmReport,
 };
 use tintype_types::{ByteCount, SnapshotId, VmName};
 
@@ -36,6 +36,13 @@ pub(crate) fn revert(report: &RevertReport) -> String {
         report.state,
         report.running_ms / 1000.0,
     );
+    if report.lazy {
+        let _ = write!(
+            text,
+            "\nits memory is loaded behind it; `tintype vm show {}` says how far that is",
+            report.vm
+        );
+    }
     if let Some(name) = &report.safety_name {
         let _ = write!(text, "\nwhat it was before is kept as {}@{name}", report.vm);
     }
@@ -64,7 +71,10 @@ pub(crate) fn vms(vms: &[VmReport]) -> String {
             report.name.as_str(),
             report.state,
             inventory.memory.to_string(),
-            inventory.machine
+            match &report.loading {
+                Some(loading) => format!("{}, loading: {} %", inventory.machine, loading.percent()),
+                None => inventory.machine.clone(),
+            }
         );
     }
     text
@@ -80,6 +90,9 @@ pub(crate) fn vm(report: &VmReport) -> String {
     };
     row("name", report.name.to_string());
     row("state", report.state.clone());
+    if let Some(loading) = &report.loading {
+        row("loading", loading_state(loading));
+    }
     row("process", report.pid.map_or_else(|| "none".to_owned(), |pid| pid.to_string()));
     row("monitor", vm.socket.display().to_string());
     row("QEMU", format!("{} ({})", inventory.qemu_version, vm.command_line.program.display()));
@@ -98,6 +111,17 @@ pub(crate) fn vm(report: &VmReport) -> String {
     row("snapshots", settings(&vm.settings));
     row("now at", vm.current.map_or_else(|| "no snapshot yet".to_owned(), |id| id.short()));
     text
+}
+
+/// Says how far the loading of memory is, and why it does not go on.
+fn loading_state(loading: &Loading) -> String {
+    let text = format!("{} % of {}", loading.percent(), loading.total);
+    match &loading.error {
+        None => text,
+        Some(error) => format!(
+            "{text}; {error}. `tintype repair` mends what it can; the next command goes on then"
+        ),
+    }
 }
 
 /// Draws the snapshots of each VM as a tree, newest first; `@` is where the VM is now.

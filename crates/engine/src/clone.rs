@@ -19,7 +19,7 @@ use serde::Serialize;
 use tintype_repo::{Repository, VerifyLevel};
 use tintype_types::{SnapshotId, VmId, VmName};
 use tintype_vm::{
-    CommandLine, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
+    CommandLine, Guest, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
 };
 
 use crate::Engine;
@@ -28,6 +28,7 @@ use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, Result};
 use crate::home::{make_folder, remove_durably};
 use crate::intent::Intent;
+use crate::lazy::LoadMode;
 use crate::observer::Step;
 use crate::places::Places;
 use crate::revert::end_qemu;
@@ -51,6 +52,8 @@ pub struct CloneParams {
     pub folder: Option<PathBuf>,
     /// Whether they map one file of memory together.
     pub share_memory: bool,
+    /// When their guests run, if they do not share memory.
+    pub load: LoadMode,
 }
 
 /// What was made.
@@ -73,6 +76,8 @@ pub struct ClonedVm {
     pub vm: VmName,
     /// What QEMU says the guest does; `stopped` without a QEMU.
     pub state: String,
+    /// Whether its memory is still being loaded.
+    pub lazy: bool,
     /// Its QEMU process.
     pub pid: Option<i32>,
     /// From the start of the command to the guest running.
@@ -96,7 +101,9 @@ impl Engine {
         let _pinned = repository
             .pin(target.record.id)
             .map_err(Error::step("cannot hold on to the snapshot"))?;
-        self.refuse_unfit(&repository, &target, "clone")?;
+        let load = if params.share_memory { LoadMode::Eager } else { params.load };
+        let lazy = self.is_lazy(&repository, &target, load)?;
+        self.refuse_unfit(&repository, &target, "clone", lazy)?;
         refuse_missing_program(&target)?;
         let base = match &params.folder {
             Some(folder) => std::path::absolute(folder).map_err(Error::io("find", folder))?,
@@ -111,7 +118,7 @@ impl Engine {
         for name in names(params)? {
             self.check_interruption().map_err(|error| error.state(so_far(&vms)))?;
             let (repository, target, shared) = (&repository, &target, shared.as_ref());
-            let work = CloneWork { engine: self, repository, target, shared, began };
+            let work = CloneWork { engine: self, repository, target, shared, lazy, began };
             let made = work.make(&name, base.join(name.as_str()));
             vms.push(made.map_err(|error| {
                 let what = format!("cannot clone `{}` as `{name}`", target.record.name);
@@ -128,6 +135,7 @@ impl Engine {
 
     /// Removes a VM that nobody was told of, with all that it has.
     pub(crate) fn remove_clone(&self, vm: &LeasedVm, folder: &Path) -> Result<()> {
+        self.end_loading(vm)?;
         end_qemu(vm)?;
         remove_folder(folder)?;
         remove_durably(&self.home.vm_file(&vm.name))?;
@@ -140,6 +148,7 @@ impl Engine {
         repository: &Repository,
         target: &Snapshot,
         verb: &str,
+        lazy: bool,
     ) -> Result<()> {
         let refused = |why: String| {
             Error::refused(format!("cannot {verb} `{}`", target.record.name))
@@ -157,8 +166,10 @@ impl Engine {
                 "QEMU was started with `{word}`, a file that only its parent had open"
             )));
         }
+        // Disks are read, and so checked, before anything of a new VM runs.
+        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::ReadNearby };
         let report = repository
-            .verify(&[target.record.id], VerifyLevel::ReadNearby, &self.supervisor("verifying"))
+            .verify(&[target.record.id], level, &self.supervisor("verifying"))
             .map_err(Error::step("cannot verify the snapshot"))
             .map_err(|error| error.state_unless_known("nothing was changed"))?;
         match report.damaged.first() {
@@ -174,6 +185,7 @@ struct CloneWork<'w> {
     repository: &'w Repository,
     target: &'w Snapshot,
     shared: Option<&'w SharedMemory>,
+    lazy: bool,
     began: Instant,
 }
 
@@ -202,8 +214,8 @@ impl CloneWork<'_> {
         self.engine.save(&vm)?;
         self.step(Step::CloneIntent);
         let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm));
-        let state = match made {
-            Ok(state) => state,
+        let (state, lazy) = match made {
+            Ok(made) => made,
             Err(error) => {
                 self.engine.remove_clone(&vm, &folder)?;
                 return Err(error);
@@ -214,6 +226,7 @@ impl CloneWork<'_> {
         Ok(ClonedVm {
             vm: name.clone(),
             state,
+            lazy,
             pid: (process != NO_PROCESS).then_some(process.pid),
             running_ms: since(self.began),
             folder,
@@ -259,14 +272,34 @@ impl CloneWork<'_> {
         Ok(())
     }
 
-    /// Starts QEMU and lets the guest go on from the instant.
-    fn run(&self, vm: &mut LeasedVm) -> Result<String> {
+    /// Starts QEMU and lets the guest go on from the instant. Returns QEMU's word for
+    /// what it does, and whether its memory is still being loaded.
+    fn run(&self, vm: &mut LeasedVm) -> Result<(String, bool)> {
         let details = &self.target.details;
         let has_memory = !details.memory.is_empty();
         if !has_memory && details.way.is_none() {
             self.engine.place(vm, &self.target.record)?;
-            return Ok("stopped".to_owned());
+            return Ok(("stopped".to_owned(), false));
         }
+        let lazily = if self.lazy { self.engine.try_lazily(vm, self.target) } else { None };
+        let lazy = lazily.is_some();
+        let guest = match lazily {
+            Some(guest) => guest,
+            None => self.launch_eagerly(vm, has_memory)?,
+        };
+        self.step(Step::CloneLoaded);
+        let mut guest = self.engine.saw(vm, guest)?;
+        self.engine.place(vm, &self.target.record)?;
+        let cannot = |error| Error::failed("the guest cannot be started").because(error);
+        if details.was_running {
+            guest.start_running().map_err(cannot)?;
+        }
+        self.step(Step::CloneRunning);
+        Ok((guest.run_state().map_err(cannot)?, lazy))
+    }
+
+    /// Starts QEMU with all of the memory.
+    fn launch_eagerly(&self, vm: &LeasedVm, has_memory: bool) -> Result<Guest> {
         let mapped = self.shared.map(SharedMemory::arguments);
         let mut extra: Vec<&str> = mapped.iter().flatten().map(String::as_str).collect();
         extra.push("-S");
@@ -282,15 +315,7 @@ impl CloneWork<'_> {
                 return Err(error);
             }
         }
-        self.step(Step::CloneLoaded);
-        let mut guest = self.engine.saw(vm, guest)?;
-        self.engine.place(vm, &self.target.record)?;
-        let cannot = |error| Error::failed("the guest cannot be started").because(error);
-        if details.was_running {
-            guest.start_running().map_err(cannot)?;
-        }
-        self.step(Step::CloneRunning);
-        guest.run_state().map_err(cannot)
+        Ok(guest)
     }
 
     fn step(&self, step: Step) {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::Serialize;
 use tintype_types::VmName;
-use tintype_vm::Abilities;
+use tintype_vm::{Abilities, can_serve_missing_pages};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -79,6 +79,14 @@ impl Engine {
                 Health::Fallback,
                 "it does not run: its disks are read from their images",
             ));
+            return Ok(findings);
+        }
+        if let Some(loading) = self.loading(name)? {
+            let meaning = format!(
+                "{} % of its memory is loaded: the rest can be looked at when it is there",
+                loading.percent()
+            );
+            findings.push(Finding::new("guest", Health::Fallback, meaning));
             return Ok(findings);
         }
         let mut guest = vm.connect()?;
@@ -187,15 +195,18 @@ fn kvm() -> Finding {
 }
 
 fn userfaultfd() -> Finding {
-    let setting = fs::read_to_string("/proc/sys/vm/unprivileged_userfaultfd");
-    let unprivileged = setting.is_ok_and(|value| value.trim() == "1");
-    let device = fs::OpenOptions::new().read(true).write(true).open("/dev/userfaultfd").is_ok();
-    match unprivileged || device || rustix::process::geteuid().is_root() {
-        true => Finding::new("userfaultfd", Health::Good, "copy-on-write capture is possible"),
-        false => Finding::new(
+    match can_serve_missing_pages() {
+        Ok(()) => Finding::new(
+            "userfaultfd",
+            Health::Good,
+            "copy-on-write capture and lazy reverts are possible",
+        ),
+        Err(reason) => Finding::new(
             "userfaultfd",
             Health::Fallback,
-            "not for this user: captures iterate, and guests that are too busy stand still; `sysctl vm.unprivileged_userfaultfd=1` or rights on /dev/userfaultfd change that",
+            format!(
+                "{reason}; without it captures iterate, guests that are too busy stand still, and reverts load all memory before the guest runs"
+            ),
         ),
     }
 }

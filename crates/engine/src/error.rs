@@ -132,6 +132,17 @@ impl Error {
         self.state.as_deref()
     }
 
+    /// Returns what failed and why, in one line.
+    pub(crate) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = self.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text
+    }
+
     /// Returns what to type next, as a sentence.
     pub fn next_step(&self) -> Option<&str> {
         self.hint.as_deref()

@@ -11,7 +11,7 @@ use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
-use crate::revert::cannot_revert;
+use crate::revert::{Become, cannot_revert};
 use crate::vms::{DEATH_LIMIT, LeasedVm};
 
 /// How long a QEMU takes at most from its start until it listens.
@@ -24,7 +24,12 @@ impl Engine {
     /// Finishes or takes back what the last command was about to do. Doing it
     /// twice is the same as once.
     pub(crate) fn heal(&self, vm: &mut LeasedVm) -> Result<()> {
-        match self.intent(&vm.name)? {
+        let intent = self.intent(&vm.name)?;
+        if !matches!(intent, Some(Intent::Revert { .. } | Intent::Clone { .. })) {
+            // Before anything is asked of QEMU: it may wait for memory itself.
+            self.mend_loading(vm)?;
+        }
+        match intent {
             None => return Ok(()),
             Some(Intent::Take { footprint }) => {
                 self.erase(vm, &footprint)?;
@@ -77,7 +82,7 @@ impl Engine {
         ));
         await_start(vm);
         // What the disks are now is not known: all of them is compared.
-        let became = self.become_snapshot(&repository, vm, &target, None);
+        let became = self.become_snapshot(&repository, vm, &target, Become::default());
         became.map(drop).map_err(|error| {
             let error = cannot_revert(vm, &target).because(error);
             self.go_back(&repository, place, vm, safety.as_ref(), error)

@@ -5,10 +5,12 @@
 //!   vms/NAME/vm.json       what is known of the VM
 //!            lease         locked by the command that works on the VM
 //!            intent.json   what that command is about to do
+//!            loading.json  what of its memory is still being loaded (`loading.rs`)
 //!            qemu.log      what QEMU said
 //!            files/        small files of snapshots that the VM was reverted to
 //!   clones/NAME/           disks and sockets of a VM that was cloned
 //!   run/NAME.qmp           monitor sockets of VMs that tintype started
+//!   working-sets/          what guests of snapshots needed first (`working_set.rs`)
 //!   repository/            the default repository
 //!   key                    what opens repositories that this home has made
 //! ```
@@ -22,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tintype_types::VmName;
+use tintype_types::{SnapshotId, VmName};
 
 use crate::error::{Error, Result};
 
@@ -91,6 +93,33 @@ impl Home {
         self.vm_folder(vm).join("lease")
     }
 
+    pub(crate) fn loading_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("loading.json")
+    }
+
+    pub(crate) fn progress_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("progress.json")
+    }
+
+    pub(crate) fn loading_lock(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("loading.lock")
+    }
+
+    /// Returns where it is kept what guests needed first. It can be deleted at any time.
+    pub(crate) fn working_sets_folder(&self) -> PathBuf {
+        self.path.join("working-sets")
+    }
+
+    pub(crate) fn working_set_file(&self, snapshot: SnapshotId) -> PathBuf {
+        self.working_sets_folder().join(format!("{snapshot}.json"))
+    }
+
+    /// Returns the place of the pipe and of the socket by which a VM whose page
+    /// server was lost gets another one.
+    pub(crate) fn rescue_path(&self, vm: &VmName) -> Result<PathBuf> {
+        self.socket(&format!("{vm}.ram"))
+    }
+
     pub(crate) fn log_file(&self, vm: &VmName) -> PathBuf {
         self.vm_folder(vm).join("qemu.log")
     }
@@ -106,11 +135,15 @@ impl Home {
 
     /// Returns the monitor socket for a VM that tintype starts.
     pub(crate) fn monitor_socket(&self, vm: &VmName) -> Result<PathBuf> {
-        let socket = self.path.join("run").join(format!("{vm}.qmp"));
+        self.socket(&format!("{vm}.qmp"))
+    }
+
+    fn socket(&self, name: &str) -> Result<PathBuf> {
+        let socket = self.path.join("run").join(name);
         let length = socket.as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::invalid(format!(
-                "the path of the monitor socket has {length} bytes, and at most {MAX_SOCKET_PATH} are possible"
+                "the path of the socket {name} has {length} bytes, and at most {MAX_SOCKET_PATH} are possible"
             ))
             .hint("choose a shorter --home or a shorter name"));
         }

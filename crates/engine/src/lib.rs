@@ -15,10 +15,14 @@ mod home;
 mod intent;
 mod keys;
 mod labels;
+mod lazy;
 mod lease;
+mod loading;
 mod memory;
 mod new_disks;
 mod observer;
+mod page_server;
+mod pages;
 mod places;
 mod powered_off;
 mod prune;
@@ -37,6 +41,7 @@ mod tracking;
 mod verify;
 mod vms;
 mod watchdog;
+mod working_set;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -55,12 +60,15 @@ pub use error::{Error, ErrorKind, Result};
 pub use home::Home;
 pub use keys::{EncryptionKind, InitReport};
 pub use labels::TagParams;
+pub use lazy::LoadMode;
+pub use loading::Loading;
 pub use observer::{Observer, Progress, Silence, Step};
+pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
 pub use removal::{CollectionReport, RemovalReport, UndoReport};
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
-pub use revert::RevertReport;
+pub use revert::{RevertParams, RevertReport};
 pub use settings::{SettingsChange, VmSettings};
 pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
@@ -89,8 +97,9 @@ pub struct EngineConfig {
     pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.
     pub environment: Vec<(String, String)>,
-    /// The command that keeps watch, but for the name of the VM; empty for none.
-    pub watchdog: Vec<String>,
+    /// The command that starts processes which see to a VM behind or after a command,
+    /// but for which one and the name of the VM; empty for none.
+    pub helper: Vec<String>,
     /// How long to wait for another command on the same VM.
     pub patience: Duration,
     /// The wish to stop.

@@ -60,6 +60,15 @@ pub(crate) fn write(
     send(stream, RestoreWriter::new(&state), readers)
 }
 
+/// Opens each block of memory, in the order of the device state.
+pub(crate) fn readers(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    state: &DeviceState,
+) -> Result<Vec<ImageReader>> {
+    state.ram_blocks().iter().map(|block| open(repository, snapshot, block)).collect()
+}
+
 fn open(repository: &Repository, snapshot: &Snapshot, block: &RamBlock) -> Result<ImageReader> {
     let saved = snapshot.details.memory.iter().find(|saved| saved.name == block.name);
     let saved = saved.ok_or_else(|| {

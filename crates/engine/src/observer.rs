@@ -3,7 +3,7 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert and of a clone, in order. A test can hold or kill the
+/// The steps of a take, of a revert, of a clone and of a page server, in order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
@@ -34,11 +34,15 @@ pub enum Step {
     CloneFilled,
     CloneLoaded,
     CloneRunning,
+    LoadBegun,
+    LoadHalfway,
+    LoadSent,
+    LoadForgotten,
 }
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 30] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -65,6 +69,10 @@ impl Step {
         Self::CloneFilled,
         Self::CloneLoaded,
         Self::CloneRunning,
+        Self::LoadBegun,
+        Self::LoadHalfway,
+        Self::LoadSent,
+        Self::LoadForgotten,
     ];
 
     /// Returns its name: `take-instant`.

@@ -77,6 +77,15 @@ impl Engine {
     /// Refuses to delete what an interrupted revert has still to put back.
     fn refuse_needed(&self, ids: &[SnapshotId]) -> Result<()> {
         for vm in self.home.vm_names()? {
+            let loading =
+                self.loading_state(&vm)?.filter(|_| self.loading(&vm).is_ok_and(|l| l.is_some()));
+            if loading.is_some_and(|loading| ids.contains(&loading.snapshot)) {
+                return Err(Error::refused(format!(
+                    "the memory of `{vm}` is still being loaded from the snapshot"
+                ))
+                .state("nothing was deleted")
+                .hint(format!("`tintype vm show {vm}` says how far it is")));
+            }
             let Some(Intent::Revert { target, safety, .. }) = self.intent(&vm)? else { continue };
             if ids.iter().any(|id| *id == target || Some(*id) == safety) {
                 return Err(Error::refused(format!("a revert of `{vm}` needs the snapshot"))

@@ -67,7 +67,7 @@ impl Engine {
         let _pinned = repository
             .pin(target.record.id)
             .map_err(Error::step("cannot hold on to the snapshot"))?;
-        self.refuse_unfit(&repository, &target, "restore")?;
+        self.refuse_unfit(&repository, &target, "restore", false)?;
         let folder =
             std::path::absolute(&params.folder).map_err(Error::io("find", &params.folder))?;
         let places = Places::choose(&target, Path::new(""), Some(&params.format))?;

@@ -24,11 +24,23 @@ use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
 use crate::intent::Intent;
+use crate::lazy::LoadMode;
 use crate::memory;
 use crate::observer::Step;
 use crate::take::{TakeParams, Wish, next_name};
 use crate::vms::LeasedVm;
 use crate::watchdog::Watchdog;
+
+/// What to revert to, and how.
+#[derive(Debug, Clone)]
+pub struct RevertParams {
+    /// The snapshot.
+    pub snapshot: String,
+    /// Whether what is overwritten is kept.
+    pub safety: bool,
+    /// When the guest runs.
+    pub load: LoadMode,
+}
 
 /// How a revert went.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -49,6 +61,8 @@ pub struct RevertReport {
     pub state: String,
     /// Bytes that were written to the disks.
     pub written_bytes: u64,
+    /// Whether memory is still being loaded.
+    pub lazy: bool,
 }
 
 /// How long a process that was told to end may take.
@@ -56,20 +70,21 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 
 impl Engine {
     /// Puts a VM back to a snapshot.
-    pub fn revert(&self, vm: &VmName, snapshot: &str, safety: bool) -> Result<RevertReport> {
+    pub fn revert(&self, vm: &VmName, params: &RevertParams) -> Result<RevertReport> {
         let began = Instant::now();
         let mut vm = self.lease(vm, "revert")?;
         self.config.observer.step(Step::RevertLease);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
         let repository = self.repository()?;
-        let target = self.find_snapshot(&repository, snapshot, Some(&vm.name))?;
+        let target = self.find_snapshot(&repository, &params.snapshot, Some(&vm.name))?;
         let _pinned = repository
             .pin(target.record.id)
             .map_err(Error::step("cannot hold on to the snapshot"))?;
-        self.refuse_misfit(&repository, &vm, &target)?;
+        let lazy = self.is_lazy(&repository, &target, params.load)?;
+        self.refuse_misfit(&repository, &vm, &target, lazy)?;
         self.config.observer.step(Step::RevertVerified);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
-        let (safety, watchdog) = match safety {
+        let (safety, watchdog) = match params.safety {
             true => self.safety_snapshot(&repository, &mut vm)?,
             false => (None, None),
         };
@@ -92,7 +107,8 @@ impl Engine {
             watchdog.dismiss();
         }
         self.config.observer.step(Step::RevertIntent);
-        let became = self.become_snapshot(&repository, &mut vm, &target, safety.as_ref());
+        let base = safety.as_ref();
+        let became = self.become_snapshot(&repository, &mut vm, &target, Become { base, lazy });
         let became = became.map_err(|error| {
             let error = cannot_revert(&vm, &target).because(error);
             self.go_back(
@@ -119,61 +135,58 @@ impl Engine {
             running_ms: micros_as_ms(running_us),
             state: became.state,
             written_bytes: became.written_bytes,
+            lazy: became.lazy,
         })
     }
 
-    /// Makes the VM what a snapshot is. Where the disks are known to be those of
-    /// `base`, only the difference is written.
+    /// Makes the VM what a snapshot is.
     pub(crate) fn become_snapshot(
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
         target: &Snapshot,
-        base: Option<&Snapshot>,
+        how: Become<'_>,
     ) -> Result<Became> {
         let observer = &self.config.observer;
+        self.end_loading(vm)?;
         end_qemu(vm)?;
         observer.step(Step::RevertStopped);
         let folder = self.home.short_lived_folder()?;
         let program = &target.details.command_line.program;
         let host = DiskHost { program, folder: folder.path() };
-        let written_bytes = host.write_back(repository, target, base, observer.as_ref())?;
+        let written_bytes = host.write_back(repository, target, how.base, observer.as_ref())?;
         observer.step(Step::RevertFlushed);
         let files = self.home.files_folder(&vm.name);
         vm.state.command_line = command_line_with_files(repository, target, &files)?;
-        let state = self.run_snapshot(repository, vm, target)?;
+        let (state, lazy) = self.run_snapshot(repository, vm, target, how.lazy)?;
         observer.step(Step::RevertRunning);
-        Ok(Became { state, written_bytes })
+        Ok(Became { state, written_bytes, lazy })
     }
 
     /// Starts QEMU and lets the guest go on from the snapshot's instant. Disks
-    /// without memory are started as after a power cut.
+    /// without memory are started as after a power cut. Returns QEMU's word for what
+    /// the guest does, and whether its memory is still being loaded.
     fn run_snapshot(
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
         target: &Snapshot,
-    ) -> Result<String> {
+        lazy: bool,
+    ) -> Result<(String, bool)> {
         let observer = &self.config.observer;
         let has_memory = !target.details.memory.is_empty();
         start_tpms(repository, target)?;
         if !has_memory && target.details.way.is_none() {
             // It was powered off, and is so again.
             self.place(vm, &target.record)?;
-            return Ok("stopped".to_owned());
+            return Ok(("stopped".to_owned(), false));
         }
-        // The guest does not run before it is noted that it may have.
-        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
-        let mut guest = self.launch(vm, extra)?;
-        observer.step(Step::RevertStarted);
-        if has_memory {
-            let loaded = self.load_memory(repository, &mut guest, target, None);
-            if let Err(error) = loaded {
-                // A QEMU that is half loaded is of no use to anybody.
-                let _ = guest.quit();
-                return Err(error);
-            }
-        }
+        let lazily = if lazy { self.try_lazily(vm, target) } else { None };
+        let lazy = lazily.is_some();
+        let mut guest = match lazily {
+            Some(guest) => guest,
+            None => self.launch_eagerly(repository, vm, target)?,
+        };
         observer.step(Step::RevertLoaded);
         vm.state.process = guest.process();
         vm.state.inventory = target.details.inventory.clone();
@@ -185,7 +198,30 @@ impl Engine {
         if run {
             guest.start_running().map_err(cannot)?;
         }
-        guest.run_state().map_err(cannot)
+        Ok((guest.run_state().map_err(cannot)?, lazy))
+    }
+
+    /// Starts QEMU with all of the memory. The guest does not run before it is noted
+    /// that it may have.
+    fn launch_eagerly(
+        &self,
+        repository: &Repository,
+        vm: &LeasedVm,
+        target: &Snapshot,
+    ) -> Result<Guest> {
+        let has_memory = !target.details.memory.is_empty();
+        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
+        let mut guest = self.launch(vm, extra)?;
+        self.config.observer.step(Step::RevertStarted);
+        if has_memory {
+            let loaded = self.load_memory(repository, &mut guest, target, None);
+            if let Err(error) = loaded {
+                // A QEMU that is half loaded is of no use to anybody.
+                let _ = guest.quit();
+                return Err(error);
+            }
+        }
+        Ok(guest)
     }
 
     /// Loads the memory of a snapshot, but for the block that is `mapped` already.
@@ -207,6 +243,7 @@ impl Engine {
         repository: &Repository,
         vm: &LeasedVm,
         target: &Snapshot,
+        lazy: bool,
     ) -> Result<()> {
         let refused = |why: String| {
             let what = cannot_revert(vm, target).to_string();
@@ -250,11 +287,15 @@ impl Engine {
                 Some(_) => {}
             }
         }
+        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::ReadNearby };
         let report = repository
-            .verify(&[target.record.id], VerifyLevel::ReadNearby, &self.supervisor("verifying"))
+            .verify(&[target.record.id], level, &self.supervisor("verifying"))
             .map_err(Error::step("cannot verify the snapshot"))
             .map_err(|error| error.state_unless_known("nothing was changed"))?;
         match report.damaged.first() {
+            None if lazy => self
+                .check_all_but_memory(repository, target)
+                .map_err(|error| error.state_unless_known("nothing was changed")),
             None => Ok(()),
             Some(damage) => Err(refused(damage.to_string()).hint(DAMAGE_HINT)),
         }
@@ -300,6 +341,7 @@ impl Engine {
             let taken = self.take_powered_off(repository, vm, wish);
             return taken.map(|taken| (Some(taken), None)).map_err(cannot);
         }
+        self.await_loading(vm).map_err(cannot)?;
         let mut guest = vm.connect()?;
         let taken = self.take_running(repository, vm, &mut guest, wish);
         taken.map(|(taken, watchdog)| (Some(taken), Some(watchdog))).map_err(cannot)
@@ -322,7 +364,7 @@ impl Engine {
         let intent = Intent::Revert { repository: place, target: safety.record.id, safety: None };
         let back = self
             .intend(&vm.name, &intent)
-            .and_then(|()| self.become_snapshot(repository, vm, safety, None));
+            .and_then(|()| self.become_snapshot(repository, vm, safety, Become::default()));
         match back.and_then(|_| self.forget_intent(&vm.name)) {
             Ok(()) => error.state(format!(
                 "the VM is as it was before: it was put back to `{}`",
@@ -339,10 +381,20 @@ pub(crate) fn cannot_revert(vm: &LeasedVm, target: &Snapshot) -> Error {
     Error::failed(format!("cannot revert `{}` to `{}`", vm.name, target.record.name))
 }
 
+/// How a VM is made what a snapshot is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Become<'b> {
+    /// What its disks are known to be: only the difference is written.
+    pub(crate) base: Option<&'b Snapshot>,
+    /// Whether its guest runs before its memory is loaded.
+    pub(crate) lazy: bool,
+}
+
 /// What a VM has become.
 pub(crate) struct Became {
     state: String,
     written_bytes: u64,
+    lazy: bool,
 }
 
 /// Ends the QEMU of a VM, whatever state it is in.

@@ -87,6 +87,7 @@ impl Engine {
         if !vm.is_alive() {
             return self.take_powered_off(&repository, &mut vm, wish);
         }
+        self.await_loading(&vm)?;
         let mut guest = vm.connect()?;
         let (snapshot, watchdog) = self.take_running(&repository, &mut vm, &mut guest, wish)?;
         self.forget_intent(&vm.name)?;

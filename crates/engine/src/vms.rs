@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::home::{make_folder, read_json, write_json};
 use crate::intent::Intent;
 use crate::lease::Lease;
+use crate::loading::Loading;
 use crate::revert::end_qemu;
 use crate::settings::VmSettings;
 
@@ -52,6 +53,8 @@ pub struct VmReport {
     pub state: String,
     /// The QEMU process, while it runs.
     pub pid: Option<i32>,
+    /// How far the loading of its memory is; none when all is there.
+    pub loading: Option<Loading>,
     /// What is kept of it.
     #[serde(flatten)]
     pub vm: VmState,
@@ -148,7 +151,8 @@ impl Engine {
             let why = std::error::Error::source(&error).map(ToString::to_string);
             self.config.observer.notice(&format!("{error}: {}", why.unwrap_or_default()));
             let pid = vm.process.is_alive().then_some(vm.process.pid);
-            Ok(VmReport { name: name.clone(), state: "no answer".to_owned(), pid, vm })
+            let loading = self.loading(name)?;
+            Ok(VmReport { name: name.clone(), state: "no answer".to_owned(), pid, loading, vm })
         })
     }
 
@@ -164,11 +168,21 @@ impl Engine {
         let lease = Lease::try_take(&self.home.lease_file(name), "vm show")?;
         let Some(lease) = lease else {
             let pid = vm.process.is_alive().then_some(vm.process.pid);
-            return Ok(VmReport { name: name.clone(), state: "in use".to_owned(), pid, vm });
+            let loading = self.loading(name)?;
+            let state = "in use".to_owned();
+            return Ok(VmReport { name: name.clone(), state, pid, loading, vm });
         };
         let mut leased = LeasedVm { name: name.clone(), state: vm, _lease: lease };
-        self.heal(&mut leased)?;
-        self.report(&leased)
+        let healed = self.heal(&mut leased);
+        match self.loading(name)? {
+            // It waits for memory, and QEMU with it.
+            Some(loading) if loading.error.is_some() => {
+                let LeasedVm { name, state: vm, .. } = leased;
+                let (state, pid) = ("waiting for memory".to_owned(), Some(vm.process.pid));
+                Ok(VmReport { name, state, pid, loading: Some(loading), vm })
+            }
+            _ => healed.and_then(|()| self.report(&leased)),
+        }
     }
 
     /// Starts a VM that is stopped, from its disks as they are.
@@ -189,6 +203,7 @@ impl Engine {
         if force {
             // Nothing is repaired before: it may be QEMU that hangs.
             let vm = self.lease_as_it_is(name, "vm stop")?;
+            self.end_loading(&vm)?;
             end_qemu(&vm)?;
             return self.report(&vm);
         }
@@ -208,6 +223,14 @@ impl Engine {
     /// Forgets a VM. Its QEMU runs on, without our bitmaps; its disks and snapshots stay.
     pub fn remove_vm(&self, name: &VmName) -> Result<()> {
         let vm = self.lease(name, "vm rm")?;
+        if let Some(loading) = self.loading(name)? {
+            return Err(Error::refused(format!(
+                "the memory of `{name}` is still being loaded ({} %)",
+                loading.percent()
+            ))
+            .state("nothing was changed")
+            .hint(format!("`tintype vm show {name}` says how far it is; `tintype vm stop {name} --force` gives it up")));
+        }
         let folder = self.home.vm_folder(&vm.name);
         self.forget_all_bitmaps(&vm);
         fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
@@ -322,7 +345,8 @@ impl Engine {
         } else {
             stopped
         };
-        Ok(VmReport { name: vm.name.clone(), state, pid, vm: vm.state.clone() })
+        let loading = self.loading(&vm.name)?;
+        Ok(VmReport { name: vm.name.clone(), state, pid, loading, vm: vm.state.clone() })
     }
 }
 

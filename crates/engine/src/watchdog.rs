@@ -28,6 +28,22 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 pub(crate) struct Watchdog(Option<Child>);
 
 impl Watchdog {
+    /// Nobody is on duty.
+    pub(crate) fn none() -> Self {
+        Self(None)
+    }
+
+    /// Puts a process on duty, which waits for the end of its stdin.
+    pub(crate) fn start(command: &mut Command) -> Self {
+        match command.stdin(Stdio::piped()).spawn() {
+            Ok(child) => Self(Some(child)),
+            Err(error) => {
+                tracing::warn!(%error, "there is no watchdog; the next command repairs what a kill leaves");
+                Self(None)
+            }
+        }
+    }
+
     /// Ends the duty: nothing is left to repair.
     pub(crate) fn dismiss(mut self) {
         let Some(mut child) = self.0.take() else { return };
@@ -42,33 +58,24 @@ impl Watchdog {
 impl Engine {
     /// Puts a watchdog on duty for a VM.
     pub(crate) fn watch(&self, vm: &VmName) -> Watchdog {
-        let Some((program, arguments)) = self.config.watchdog.split_first() else {
-            return Watchdog(None);
+        let Some((program, arguments)) = self.config.helper.split_first() else {
+            return Watchdog::none();
         };
-        let started = Command::new(program)
-            .args(arguments)
-            .arg(vm.as_str())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            // A Ctrl-C is for us alone.
-            .process_group(0)
-            .spawn();
-        match started {
-            Ok(child) => Watchdog(Some(child)),
-            Err(error) => {
-                tracing::warn!(%error, "there is no watchdog; the next command repairs what a kill leaves");
-                Watchdog(None)
-            }
-        }
+        Watchdog::start(
+            Command::new(program)
+                .args(arguments)
+                .args(["watchdog", vm.as_str()])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                // A Ctrl-C is for us alone.
+                .process_group(0),
+        )
     }
 
     /// Is the watchdog: waits for the end of `pipe`, and repairs what its other
     /// end has left unless that said that all is well.
     pub fn keep_watch(&self, vm: &VmName, pipe: &mut dyn Read) -> Result<()> {
-        let mut said = Vec::new();
-        let read = pipe.take(64).read_to_end(&mut said);
-        if read.is_ok() && said == ALL_IS_WELL {
+        if said_all_is_well(pipe) {
             return Ok(());
         }
         let deadline = Instant::now() + REPAIR_LIMIT;
@@ -83,4 +90,12 @@ impl Engine {
             sleep(RETRY_INTERVAL);
         }
     }
+}
+
+/// Waits for the end of a pipe, and tells whether its other end had nothing left to
+/// repair.
+pub(crate) fn said_all_is_well(pipe: &mut dyn Read) -> bool {
+    let mut said = Vec::new();
+    let read = pipe.take(64).read_to_end(&mut said);
+    read.is_ok() && said == ALL_IS_WELL
 }

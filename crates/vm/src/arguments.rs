@@ -4,6 +4,8 @@
 //! Source of the grammar: QEMU `qemu-options.hx` and `system/vl.c`: an option
 //! starts with one or two dashes, and all but those listed below take a value.
 
+use crate::inventory::PREFIX;
+
 /// The options without a value, of QEMU 7.1 to 10.0.
 const WITHOUT_VALUE: &[&str] = &[
     "h",
@@ -81,10 +83,20 @@ pub fn arguments(options: &[OptionWord]) -> Vec<String> {
 }
 
 /// Returns the arguments without what belongs to the last start alone: loading
-/// a state, waiting for a `cont`, going to the background.
+/// a state, waiting for a `cont`, going to the background, a monitor of ours.
 pub fn without_start_options(given: &[String]) -> Vec<String> {
+    let is_ours = |option: &OptionWord| {
+        let value = option.value.as_deref().unwrap_or_default();
+        let id = match option.name.as_str() {
+            "chardev" => value_of(value, "id"),
+            "mon" => value_of(value, "chardev"),
+            _ => None,
+        };
+        id.is_some_and(|id| id.starts_with(PREFIX))
+    };
     let mut kept = options(given);
     kept.retain(|option| !["incoming", "loadvm", "S", "daemonize"].contains(&option.name.as_str()));
+    kept.retain(|option| !is_ours(option));
     arguments(&kept)
 }
 
@@ -204,6 +216,8 @@ mod tests {
         check("-m 1G -S -incoming defer -daemonize", "-m 1G");
         check("--incoming tcp:0:1 --m 1G", "-m 1G");
         check("-append -S -kernel k", "-append -S -kernel k");
+        check("-chardev pipe,id=tintype-rescue,path=p -mon chardev=tintype-rescue -m 1", "-m 1");
+        check("-chardev null,id=a -mon chardev=a", "-chardev null,id=a -mon chardev=a");
         check("disk.img -snapshot", "disk.img -snapshot");
         check("-m 1G -loadvm x -name -incoming", "-m 1G -name -incoming");
     }

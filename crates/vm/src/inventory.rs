@@ -238,6 +238,7 @@ fn network_cards(qmp: &mut Qmp) -> Vec<NetworkCard> {
 fn character_devices(qmp: &mut Qmp) -> Result<Vec<String>> {
     let mut devices: Vec<String> = array(qmp.execute("query-chardev", json!({}))?)?
         .iter()
+        .filter(|device| !device["label"].as_str().is_some_and(|name| name.starts_with(PREFIX)))
         .filter_map(|device| {
             Some(format!("{}: {}", device["label"].as_str()?, device["filename"].as_str()?))
         })

@@ -14,6 +14,7 @@ mod footprint;
 mod guest;
 mod inventory;
 mod launch;
+mod lazy;
 mod load;
 mod pause;
 mod process;
@@ -33,6 +34,7 @@ pub use footprint::Footprint;
 pub use guest::Guest;
 pub use inventory::{Disk, Inventory, NetworkCard};
 pub use launch::{LaunchParams, launch};
+pub use lazy::{LazyState, RescuePipe, can_serve_missing_pages};
 pub use load::load;
 pub use process::{CommandLine, Process, ProcessId};
 pub use relocate::{

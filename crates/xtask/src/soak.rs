@@ -57,6 +57,15 @@ const SOAKS: &[Soak] = &[
         usual: 500,
     },
     Soak {
+        name: "lazy",
+        about: "kills what loads memory behind running guests, on each QEMU",
+        package: "tintype",
+        target: &["--test", "it"],
+        tests: &["lazy::whoever_loads_is_killed"],
+        counted: "kills",
+        usual: 100,
+    },
+    Soak {
         name: "readers",
         about: "has random repositories read by both readers",
         package: "tintype-repo",

@@ -39,14 +39,14 @@ fn ten_clones_run_on_and_are_whole() {
     subject.take(&["--name", "base"]);
     subject.guest.serial().must_run("echo later >/tmp/me; echo later >/disk/me; sync", WITHIN);
 
-    let report = subject.tintype.json(&["clone", "web@base", "twin", "--count", "10"]);
+    let report = subject.tintype.json(&["clone", "web@base", "twin", "--count", "10", "--lazy"]);
     let clones = report["vms"].as_array().unwrap().clone();
     assert_eq!(clones.len(), 10);
     assert!(report["running_ms"].as_f64().unwrap() > 0.0, "{report}");
     let mut own = Vec::new();
     for (number, clone) in clones.iter().enumerate() {
         assert_eq!(clone["vm"], format!("twin{}", number + 1));
-        assert_eq!(clone["state"], "running");
+        assert_eq!((&clone["state"], &clone["lazy"]), (&json!("running"), &json!(true)));
         assert_ne!(clone["ports"][0]["to"], subject.guest.files().ssh_port().unwrap());
         own.push(clone["ports"][0]["to"].to_string());
         own.push(clone["macs"][0].to_string());
@@ -72,6 +72,9 @@ fn ten_clones_run_on_and_are_whole() {
     let said = subject.guest.serial().must_run("cat /tmp/me /disk/me", WITHIN);
     assert_eq!(said, "later\nlater\n", "the first VM ran on");
     subject.must_be_whole();
+    for vm in subject.tintype.lines(&["vm", "list"]) {
+        assert_eq!(vm["loading"], Value::Null, "its memory is there: {vm}");
+    }
     must_get_its_address(&clones[0], subject.guest.files().folder());
 }
 

@@ -14,7 +14,7 @@ use crate::subject::{MODES, Subject, WITHIN, modes};
 /// start, in the middle and at the end of both disks, which they write in either
 /// order; and generations that go through half of its memory and note on a disk
 /// how far they are.
-const WITNESSES: [(&str, &str); 4] = [
+pub(crate) const WITNESSES: [(&str, &str); 4] = [
     ("fast", "pair --workers 2 --interval-us 0 --disk /dev/vda --disk /dev/vdb"),
     ("middle", "pair --slot 4000 --workers 2 --interval-us 3000 --disk /dev/vdb --disk /dev/vda"),
     ("slow", "pair --slot 8000 --interval-us 20000 --disk /dev/vda --disk /dev/vdb"),
@@ -110,13 +110,14 @@ fn cycle_once(
     sleep(Duration::from_micros(random.below(300_000)));
     let back = if random.below(3) == 0 { random.below(names.len() as u64) } else { 0 };
     let target = &names[names.len() - 1 - usize::try_from(back).unwrap()];
-    let safety: &[&str] = if random.below(2) == 0 { &[] } else { &["--no-safety"] };
+    let mut how = vec![if random.below(2) == 0 { "--eager" } else { "--lazy" }];
+    how.extend((random.below(2) != 0).then_some("--no-safety"));
     eprintln!(
-        "cycle {cycle}: {mode} after {moment:.1?} in {} ms, pause {:.1} ms; to {target} {safety:?}",
+        "cycle {cycle}: {mode} after {moment:.1?} in {} ms, pause {:.1} ms; to {target} {how:?}",
         taken["duration_ms"],
         taken["pause_ms"].as_f64().unwrap(),
     );
-    let report = subject.revert(target, safety);
+    let report = subject.revert(target, &how);
     assert_eq!(report["state"], "running", "{report}");
     subject.must_be_whole();
 }

@@ -17,6 +17,7 @@ mod identity;
 mod interrupt;
 mod keys;
 mod kill;
+mod lazy;
 mod oracle;
 mod privacy;
 mod prune;

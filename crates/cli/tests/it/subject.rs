@@ -1,7 +1,8 @@
 //! A guest with a `tintype` of its own: every take and every revert of a test goes
 //! through here, and none may leave traces in QEMU or errors in the guest.
 
-use std::time::Duration;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tintype_testkit::{Guest, GuestBuilder, GuestKind, Qemu, Release, Testimony};
@@ -95,11 +96,27 @@ impl Subject {
         self.guest.serial().disconnect();
         let report = self.tintype.json(&[&["revert", VM, snapshot], arguments].concat());
         let state = &report["state"];
+        if report["lazy"] == true {
+            self.wait_loaded();
+        }
         if state != "stopped" {
             let expected = self.first.in_state(state);
             assert_eq!(Traces::of(&self.guest), expected, "after a revert: {report}");
         }
         report
+    }
+
+    /// Waits until all memory of a guest that runs already is there.
+    pub(crate) fn wait_loaded(&self) {
+        let deadline = Instant::now() + WITHIN;
+        loop {
+            let loading = self.tintype.json(&["vm", "show", VM])["loading"].take();
+            if loading == Value::Null {
+                return;
+            }
+            assert!(Instant::now() < deadline, "it is not loaded: {loading}");
+            sleep(Duration::from_millis(20));
+        }
     }
 
     /// Waits until a guest that was put back answers; then all of its witnesses

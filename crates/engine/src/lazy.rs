@@ -1,0 +1,210 @@
+//! Lets a guest run before its memory is there: whether that is right for a
+//! snapshot, what is checked beforehand, and how it is begun.
+//!
+//! ```text
+//! page server ─ starts, opens the repository ─┐
+//! QEMU ─ starts ─ takes the connection ───────┴─ devices ─ the guest can run
+//! ```
+
+use std::fs::{self, File};
+use std::os::unix::net::UnixStream;
+use std::process::Child;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use tintype_repo::Repository;
+use tintype_types::ByteCount;
+use tintype_vm::{Guest, LazyState, can_serve_missing_pages};
+
+use crate::Engine;
+use crate::details::Snapshot;
+use crate::error::{Error, Result};
+use crate::loading::LoadingState;
+use crate::observer::Progress;
+use crate::vms::LeasedVm;
+
+/// From so many bytes of memory that are not zero on, a guest that may is loaded
+/// lazily.
+const LAZY_FROM: ByteCount = ByteCount(256 << 20);
+
+/// How long the devices may take to be loaded.
+const DEVICES_LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks whether they are.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+/// How long a page server whose QEMU was ended may take to notice.
+const LOCK_LIMIT: Duration = Duration::from_secs(20);
+
+/// Threads that read and check disks.
+const THREADS: usize = 2;
+
+/// When the guest runs: before or after its memory is loaded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LoadMode {
+    /// Whichever is better for the snapshot.
+    #[default]
+    Auto,
+    /// All memory first.
+    Eager,
+    /// The guest first, if that is possible here.
+    Lazy,
+}
+
+impl Engine {
+    /// Decides whether the guest of a snapshot runs before its memory is loaded.
+    pub(crate) fn is_lazy(
+        &self,
+        repository: &Repository,
+        target: &Snapshot,
+        mode: LoadMode,
+    ) -> Result<bool> {
+        if mode == LoadMode::Eager || target.details.memory.is_empty() {
+            return Ok(false);
+        }
+        let reason = match can_serve_missing_pages() {
+            Err(reason) => Some(reason),
+            Ok(()) if self.config.helper.is_empty() => Some("nothing may run on behind".to_owned()),
+            Ok(()) if self.typed.get().is_some() => Some(
+                "a passphrase that was typed is not handed on; --passphrase-file can be".to_owned(),
+            ),
+            Ok(()) => None,
+        };
+        match (mode, reason) {
+            (LoadMode::Lazy, None) => Ok(true),
+            (LoadMode::Lazy, Some(reason)) => {
+                self.explain_eager(&reason);
+                Ok(false)
+            }
+            (_, Some(_)) => Ok(false),
+            (_, None) => Ok(has_much_memory(repository, target)?),
+        }
+    }
+
+    pub(crate) fn explain_eager(&self, reason: &str) {
+        let notice = format!("all memory is loaded before the guest runs: {reason}");
+        self.config.observer.notice(&notice);
+    }
+
+    /// Reads and checks what is used before the guest runs: disks, files, devices.
+    pub(crate) fn check_all_but_memory(
+        &self,
+        repository: &Repository,
+        target: &Snapshot,
+    ) -> Result<()> {
+        target.device_state(repository)?;
+        for file in &target.details.files {
+            crate::files::contents(repository, target, file)?;
+        }
+        for saved in &target.details.disks {
+            let cannot = || format!("cannot read the disk `{}` of the snapshot", saved.disk.name);
+            let root = target.promised_image(&saved.image)?;
+            let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
+            for piece in reader.sequence(THREADS) {
+                let (offset, _) = piece.map_err(Error::step(cannot()))?;
+                let (done, total) = (ByteCount(offset), Some(root.size()));
+                self.config.observer.progress(Progress { activity: "verifying", done, total });
+                self.check_interruption()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to load a guest lazily; `None` if this QEMU does not, and says why.
+    pub(crate) fn try_lazily(&self, vm: &LeasedVm, target: &Snapshot) -> Option<Guest> {
+        self.launch_lazily(vm, target)
+            .inspect_err(|error| self.explain_eager(&error.with_causes()))
+            .ok()
+    }
+
+    /// Starts the QEMU of a VM with what loads its memory. When this returns its guest
+    /// stands still and can run. If it fails, nothing of it is left.
+    pub(crate) fn launch_lazily(&self, vm: &LeasedVm, target: &Snapshot) -> Result<Guest> {
+        let mut state = LoadingState {
+            repository: self.absolute_repository_place(),
+            snapshot: target.record.id,
+            process: None,
+        };
+        let lock = self.await_loading_lock(vm)?;
+        self.note_loading(&vm.name, &state)?;
+        let begun = self.begin_loading(vm, &mut state, lock);
+        if begun.is_err() {
+            self.end_loading(vm)?;
+        }
+        begun
+    }
+
+    /// Waits until a page server that this VM had before has ended.
+    fn await_loading_lock(&self, vm: &LeasedVm) -> Result<File> {
+        let deadline = Instant::now() + LOCK_LIMIT;
+        loop {
+            if let Some(lock) = self.loading_lock(&vm.name)? {
+                return Ok(lock);
+            }
+            if Instant::now() > deadline {
+                return Err(Error::failed("the page server before this one does not end"));
+            }
+            sleep(LOOK_INTERVAL);
+        }
+    }
+
+    fn begin_loading(&self, vm: &LeasedVm, state: &mut LoadingState, lock: File) -> Result<Guest> {
+        let pipe = self.rescue_pipe(&vm.name)?;
+        pipe.make().map_err(Error::step("cannot prepare to load the memory"))?;
+        let (ours, theirs) =
+            UnixStream::pair().map_err(Error::step("cannot make a pair of sockets"))?;
+        let _ = fs::remove_file(self.home.progress_file(&vm.name));
+        let mut server = self.start_page_server(&vm.name, Some(ours), lock)?;
+        let arguments = pipe.arguments();
+        let mut extra = vec!["-S", "-incoming", "defer"];
+        extra.extend(arguments.iter().map(String::as_str));
+        let begun = self.launch(vm, &extra).and_then(|mut guest| {
+            state.process = Some(guest.process());
+            self.note_loading(&vm.name, state)?;
+            pipe.agree()?;
+            guest.receive_lazily(&theirs)?;
+            drop(theirs);
+            self.await_devices(vm, &mut guest, &mut server)?;
+            Ok(guest)
+        });
+        if begun.is_err() {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        begun
+    }
+
+    fn await_devices(&self, vm: &LeasedVm, guest: &mut Guest, server: &mut Child) -> Result<()> {
+        let deadline = Instant::now() + DEVICES_LIMIT;
+        while guest.lazy_state()? == LazyState::Loading {
+            let ended = server.try_wait().is_ok_and(|status| status.is_some());
+            if ended {
+                let error = self.loading(&vm.name)?.and_then(|loading| loading.error);
+                let why = error.unwrap_or_else(|| "it was ended".to_owned());
+                return Err(Error::failed("what loads the memory has ended").because(why));
+            }
+            if Instant::now() > deadline {
+                return Err(Error::failed("QEMU does not load the devices in time"));
+            }
+            sleep(LOOK_INTERVAL);
+        }
+        Ok(())
+    }
+}
+
+/// Tells whether a guest would wait long for all of its memory.
+fn has_much_memory(repository: &Repository, target: &Snapshot) -> Result<bool> {
+    let mut data = 0;
+    for block in &target.details.memory {
+        let root = target.promised_image(&block.image)?;
+        let cannot = || "cannot look at the memory of the snapshot";
+        let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
+        for extent in reader.data_extents() {
+            data += extent.map_err(Error::step(cannot()))?.len;
+            if data >= LAZY_FROM.get() {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}

@@ -1,0 +1,108 @@
+//! What the guest of a snapshot asked for first when it was loaded lazily: the next
+//! load sends that before the guest asks. Kept in the home, and of no other use: a
+//! file that is deleted, damaged or of another version costs some waiting.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+use tintype_stream::{RamBlock, RamBlockId};
+use tintype_types::SnapshotId;
+
+use crate::Engine;
+use crate::home::make_folder;
+use crate::pages::Unit;
+
+/// How long after its start what a guest asks for is recorded.
+pub(crate) const RECORD_TIME: Duration = Duration::from_secs(10);
+
+/// The most units of a set: 256 MiB of memory.
+pub(crate) const MAX_UNITS: usize = 2048;
+
+/// The most sets that are kept; the oldest go.
+const MAX_SETS: usize = 256;
+
+/// The longest file that is read.
+const MAX_FILE: u64 = 1 << 20;
+
+const VERSION: u32 = 1;
+
+/// What is kept of one snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+struct WorkingSet {
+    version: u32,
+    /// How often the guest had to wait, the last time.
+    requests: u64,
+    /// The blocks of memory, by name, that the units are of.
+    blocks: Vec<String>,
+    /// A place in `blocks`, and a unit of 128 KiB; in the order of the first need.
+    units: Vec<(usize, u64)>,
+}
+
+impl Engine {
+    /// Returns the units of a snapshot's memory that were needed first.
+    pub(crate) fn recorded(&self, snapshot: SnapshotId, blocks: &[RamBlock]) -> Vec<Unit> {
+        let Some(set) = read(&self.home.working_set_file(snapshot)) else { return Vec::new() };
+        let find = |name: &String| {
+            RamBlock::numbered(blocks).find(|(_, block)| block.name == *name).map(|(id, _)| id)
+        };
+        let known: Vec<Option<RamBlockId>> = set.blocks.iter().map(find).collect();
+        let units = set.units.iter().take(MAX_UNITS);
+        units
+            .filter_map(|&(block, number)| {
+                Some(Unit { block: known.get(block).copied().flatten()?, number })
+            })
+            .collect()
+    }
+
+    /// Keeps what was recorded. If that fails, the next load is not sped up.
+    pub(crate) fn keep_recorded(
+        &self,
+        snapshot: SnapshotId,
+        blocks: &[RamBlock],
+        units: &[Unit],
+        requests: u64,
+    ) {
+        let set = WorkingSet {
+            version: VERSION,
+            requests,
+            blocks: blocks.iter().map(|block| block.name.clone()).collect(),
+            units: units
+                .iter()
+                .take(MAX_UNITS)
+                .map(|unit| (unit.block.index(), unit.number))
+                .collect(),
+        };
+        let folder = self.home.working_sets_folder();
+        let path = self.home.working_set_file(snapshot);
+        let write = || -> std::io::Result<()> {
+            make_folder(&folder).map_err(std::io::Error::other)?;
+            let temporary = path.with_extension("new");
+            fs::write(&temporary, serde_json::to_vec(&set)?)?;
+            fs::rename(&temporary, &path)
+        };
+        if let Err(error) = write() {
+            tracing::info!(%error, "what the guest needed first is not kept");
+        }
+        forget_oldest(&folder);
+    }
+}
+
+fn read(path: &std::path::Path) -> Option<WorkingSet> {
+    let size = fs::metadata(path).ok()?.len();
+    let bytes = (size <= MAX_FILE).then(|| fs::read(path).ok())??;
+    serde_json::from_slice(&bytes).ok().filter(|set: &WorkingSet| set.version == VERSION)
+}
+
+fn forget_oldest(folder: &std::path::Path) {
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut sets: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    sets.sort();
+    for (_, path) in sets.iter().take(sets.len().saturating_sub(MAX_SETS)) {
+        let _ = fs::remove_file(path);
+    }
+}
