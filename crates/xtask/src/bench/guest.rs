@@ -1,14 +1,14 @@
 //! A guest under measurement, and the release build of `tintype` that takes it.
 
 use std::path::PathBuf;
-use std::process::Command;
-use std::time::Duration;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qmp, workspace_folder};
 
 use crate::failure::Failure;
-use crate::process::{capture, run};
+use crate::process::{capture, describe, run};
 
 /// How long anything in the guest may take: filling gigabytes under emulation is slow.
 const WITHIN: Duration = Duration::from_secs(600);
@@ -22,9 +22,14 @@ pub(super) struct Subject {
 impl Subject {
     /// Boots the tiny guest with one qcow2 disk and registers it.
     pub(super) fn boot(memory_mib: u32) -> Result<Self, Failure> {
+        Self::boot_with(memory_mib, &[])
+    }
+
+    /// Does so with more arguments for QEMU.
+    pub(super) fn boot_with(memory_mib: u32, more: &[&str]) -> Result<Self, Failure> {
         let disks = [Disk::system(Format::Qcow2)];
-        let guest =
-            Guest::of(GuestKind::Tiny).memory_mib(memory_mib).cpus(1).disks(disks).boot()?;
+        let guest = Guest::of(GuestKind::Tiny).memory_mib(memory_mib).cpus(1).disks(disks);
+        let guest = guest.extra(more.iter().copied()).boot()?;
         let subject = Self { guest, tintype: release_build()? };
         let socket = subject.guest.qmp_path().display().to_string();
         subject.json(&["vm", "add", "bench", "--qmp", &socket])?;
@@ -76,11 +81,50 @@ impl Subject {
         stood_still(&qmp)
     }
 
-    fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
-        let home = self.guest.files().folder().join("home");
+    /// Returns the home of the `tintype` that the guest is registered with.
+    pub(super) fn home(&self) -> PathBuf {
+        self.guest.files().folder().join("home")
+    }
+
+    /// Starts another QEMU of the guest past `tintype`, with these arguments, too.
+    pub(super) fn restart(&mut self, more: &[&str]) -> Result<(), Failure> {
+        Ok(self.guest.replace_qemu(more)?)
+    }
+
+    /// Starts QEMU with nothing to run, and returns how long it takes until its monitor
+    /// answers, in milliseconds.
+    pub(super) fn bare_start(&mut self) -> Result<f64, Failure> {
+        self.guest.kill();
+        let began = Instant::now();
+        self.restart(&["-S"])?;
+        while self.guest.qmp().is_err() {
+            if began.elapsed() > WITHIN {
+                return Err(Failure::Other("QEMU does not start".to_owned()));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(began.elapsed().as_secs_f64() * 1e3)
+    }
+
+    /// Starts a command and does not wait for it.
+    pub(super) fn start(&self, arguments: &[&str]) -> Result<Child, Failure> {
+        let mut command = self.command(arguments);
+        let shown = describe(&command);
+        command
+            .stdout(Stdio::null())
+            .spawn()
+            .map_err(|source| Failure::Start { command: shown, source })
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.tintype);
-        command.env("TINTYPE_HOME", home).arg("--json").args(arguments);
-        let text = capture(&mut command)?;
+        command.env("TINTYPE_HOME", self.home()).arg("--json").args(arguments);
+        command
+    }
+
+    /// Runs a command that answers with one object.
+    pub(super) fn json(&self, arguments: &[&str]) -> Result<Value, Failure> {
+        let text = capture(&mut self.command(arguments))?;
         serde_json::from_str(&text)
             .map_err(|error| Failure::Other(format!("`tintype` said no JSON: {error}")))
     }

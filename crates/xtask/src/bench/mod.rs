@@ -4,18 +4,19 @@
 mod guest;
 mod pause;
 mod repo;
+mod restore;
 
 use crate::failure::Failure;
 
-pub(crate) const ABOUT: &str =
-    "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository";
+pub(crate) const ABOUT: &str = "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository, `bench restore [MIB]…` guests that are put back";
 
 /// Runs a benchmark.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
     match arguments.split_first() {
         Some((name, rest)) if name == "pause" => pause::run(rest),
         Some((name, rest)) if name == "repo" => repo::run_all(rest),
-        _ => Err(Failure::Other("say which benchmark: pause or repo".to_owned())),
+        Some((name, rest)) if name == "restore" => restore::run(rest),
+        _ => Err(Failure::Other("say which benchmark: pause, repo or restore".to_owned())),
     }
 }
 

@@ -1,0 +1,172 @@
+//! How long it takes until a guest that is put back says something: eagerly, lazily,
+//! lazily with what it needed the last time, as a clone that shares memory; and
+//! QEMU's own `-loadvm` of the same guest, and its bare start as the floor.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::guest::Subject;
+use super::median;
+use crate::failure::Failure;
+
+/// Sizes of memory, in MiB.
+const SIZES: [u32; 3] = [256, 1024, 4096];
+
+/// One part of so many of memory is in use.
+const USED: u32 = 4;
+
+/// How often each is measured.
+const ROUNDS: usize = 3;
+
+/// How long a guest may take to say something.
+const WITHIN: Duration = Duration::from_secs(300);
+
+/// Measures.
+pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
+    let sizes = arguments
+        .iter()
+        .map(|size| size.parse().map_err(|_| Failure::Other(format!("`{size}` is no size in MiB"))))
+        .collect::<Result<Vec<u32>, Failure>>()?;
+    let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
+    println!(
+        "from the start of the command to the first output of the guest, in ms, median of {ROUNDS}; \
+         a quarter of memory in use, one qcow2 disk; emulated guest that was stopped before"
+    );
+    println!(
+        "{:>9} {:>8} {:>8} {:>9} {:>8} {:>9} {:>8}  {:>17}",
+        "MiB", "eager", "lazy", "recorded", "shared", "-loadvm", "floor", "faults, recorded"
+    );
+    let mut lazy = Vec::new();
+    for &size in &sizes {
+        lazy.push(measure(size)?);
+    }
+    if let (Some(first), Some(last)) = (lazy.first(), lazy.last()) {
+        let (small, large) = (sizes.first().unwrap_or(&0), sizes.last().unwrap_or(&0));
+        println!("lazy({large} MiB) / lazy({small} MiB) = {:.2}", last / first);
+    }
+    Ok(())
+}
+
+/// Measures a guest of one size, prints a line, and returns the lazy time.
+fn measure(memory_mib: u32) -> Result<f64, Failure> {
+    let folder =
+        tempfile::tempdir().map_err(Failure::file("make a folder in", Path::new("/tmp")))?;
+    let said = folder.path().join("said");
+    let file = format!("file:{}", said.display());
+    let mut subject = Subject::boot_with(memory_mib, &["-serial", &file])?;
+    let used = memory_mib / USED;
+    subject.in_guest(&format!(
+        "mkdir -p /fill && mount -t tmpfs -o size={used}m fill /fill && \
+         dd if=/dev/urandom of=/fill/x bs=1M count={} 2>/dev/null; \
+         (while :; do echo tick; usleep 1000; done >/dev/ttyS1 2>&1) >/dev/null 2>&1 </dev/null &",
+        used - 8
+    ))?;
+    subject.take(&["--name", "base"])?;
+    subject.snapshot_save("peer")?;
+    let revert = |mode: &str| ["revert", "bench", "base", "--no-safety", mode].map(str::to_owned);
+    let bench = Bench { subject: &subject, said: &said };
+    let eager = rounds(|| bench.reverted(&revert("--eager")))?;
+    let mut faults = Vec::new();
+    let lazy = rounds(|| {
+        let _ = fs::remove_dir_all(subject.home().join("working-sets"));
+        let time = bench.reverted(&revert("--lazy"))?;
+        faults.push(bench.faults()?);
+        Ok(time)
+    })?;
+    let mut fewer = Vec::new();
+    let recorded = rounds(|| {
+        let time = bench.reverted(&revert("--lazy"))?;
+        fewer.push(bench.faults()?);
+        Ok(time)
+    })?;
+    let shared = rounds(|| bench.cloned())?;
+    subject.json(&["vm", "stop", "bench", "--force"])?;
+    let loadvm = rounds(|| {
+        let _ = fs::remove_file(&said);
+        let began = Instant::now();
+        subject.restart(&["-loadvm", "peer"])?;
+        wait_for_output(&said, began)
+    })?;
+    let floor = rounds(|| subject.bare_start())?;
+    println!(
+        "{memory_mib:>9} {eager:>8.0} {lazy:>8.0} {recorded:>9.0} {shared:>8.0} {loadvm:>9.0} {floor:>8.0}  {:>8.0} {:>8.0}",
+        median(&faults),
+        median(&fewer),
+    );
+    Ok(lazy)
+}
+
+struct Bench<'b> {
+    subject: &'b Subject,
+    said: &'b PathBuf,
+}
+
+impl Bench<'_> {
+    /// Reverts the guest, which is stopped, and waits until all of it is there.
+    fn reverted(&self, arguments: &[String]) -> Result<f64, Failure> {
+        self.subject.json(&["vm", "stop", "bench", "--force"])?;
+        let _ = fs::remove_file(self.said);
+        let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let began = Instant::now();
+        let mut command = self.subject.start(&words)?;
+        let time = wait_for_output(self.said, began)?;
+        let ended = command.wait().map_err(Failure::file("wait for", Path::new("tintype")))?;
+        if !ended.success() {
+            return Err(Failure::Other(format!("tintype {words:?} failed")));
+        }
+        while self.subject.json(&["vm", "show", "bench"])?["loading"] != Value::Null {
+            sleep(Duration::from_millis(50));
+        }
+        Ok(time)
+    }
+
+    /// Makes a clone that shares memory, and ends it again.
+    fn cloned(&self) -> Result<f64, Failure> {
+        let folder = self.subject.home().join("twins");
+        let to = folder.display().to_string();
+        let began = Instant::now();
+        let arguments = ["clone", "bench@base", "twin", "--share-memory", "--to", &to];
+        let report = self.subject.json(&arguments)?;
+        let moved = report["vms"][0]["moved"].as_array().cloned().unwrap_or_default();
+        let own = moved.iter().find(|pair| pair[0].as_str() == self.said.to_str());
+        let own = own.and_then(|pair| pair[1].as_str());
+        let own = own.ok_or_else(|| Failure::Other("the clone says nothing".to_owned()))?;
+        let time = wait_for_output(Path::new(own), began)?;
+        self.subject.json(&["vm", "stop", "twin", "--force"])?;
+        self.subject.json(&["vm", "rm", "twin"])?;
+        fs::remove_dir_all(&folder).map_err(Failure::file("remove", &folder))?;
+        Ok(time)
+    }
+
+    /// Returns how often the guest had to wait for a page in the last lazy load.
+    fn faults(&self) -> Result<f64, Failure> {
+        let folder = self.subject.home().join("working-sets");
+        let mut sets = fs::read_dir(&folder).map_err(Failure::file("list", &folder))?;
+        let set = sets.next().and_then(Result::ok);
+        let set = set.ok_or_else(|| Failure::Other("nothing was recorded".to_owned()))?;
+        let text = fs::read(set.path()).map_err(Failure::file("read", &set.path()))?;
+        let set: Value = serde_json::from_slice(&text)
+            .map_err(|error| Failure::Other(format!("a record is no JSON: {error}")))?;
+        Ok(set["requests"].as_f64().unwrap_or(f64::NAN))
+    }
+}
+
+fn rounds(mut once: impl FnMut() -> Result<f64, Failure>) -> Result<f64, Failure> {
+    let times = (0..ROUNDS).map(|_| once()).collect::<Result<Vec<f64>, Failure>>()?;
+    Ok(median(&times))
+}
+
+/// Waits until a guest has said something, and returns how long that took, in ms.
+fn wait_for_output(said: &Path, began: Instant) -> Result<f64, Failure> {
+    while !fs::metadata(said).is_ok_and(|file| file.len() > 0) {
+        if began.elapsed() > WITHIN {
+            return Err(Failure::Other("the guest says nothing".to_owned()));
+        }
+        sleep(Duration::from_millis(1));
+    }
+    Ok(began.elapsed().as_secs_f64() * 1e3)
+}
