@@ -106,3 +106,24 @@ fn forget_oldest(folder: &std::path::Path) {
         let _ = fs::remove_file(path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_record_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set");
+        assert!(read(&path).is_none());
+        let check = |text: &str, is_read: bool| {
+            fs::write(&path, text).unwrap();
+            assert_eq!(read(&path).is_some(), is_read, "{}", &text[..text.len().min(80)]);
+        };
+        let set = r#"{"version":1,"requests":7,"blocks":["pc.ram"],"units":[[0,5]]"#;
+        check(&format!("{set}}}"), true);
+        check(set, false);
+        check(&format!("{set}}}").replace(":1", ":2"), false);
+        check(&format!("{set}{}}}", " ".repeat(1 << 20)), false);
+    }
+}

@@ -13,7 +13,7 @@ use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu};
 
 use crate::cycles::{Random, WITNESSES};
 use crate::soak::{is_soak, seed_of_now, wanted};
-use crate::subject::{Subject, VM, WITHIN, is_built};
+use crate::subject::{Subject, TEN, VM, WITHIN, is_built};
 use crate::traces::Traces;
 use crate::words::files;
 
@@ -144,6 +144,9 @@ fn a_guest_runs_before_its_memory_is_there() {
         lazy.must_be_whole();
         let second = lazy.requests();
         eprintln!("QEMU {}: {first} requests, then {second}", qemu.release());
+        if qemu.release() < TEN && !is_soak() {
+            continue;
+        }
         // At once: the safety snapshot waits for what is missing.
         lazy.revert(None, &["--no-safety"]);
         lazy.revert(None, &[]);
@@ -159,10 +162,11 @@ fn a_guest_runs_before_its_memory_is_there() {
 
 #[test]
 fn whoever_loads_is_killed_and_the_next_command_goes_on() {
-    let steps = ["load-halfway", "load-sent", "load-begun", "load-forgotten"];
+    let steps = ["load-halfway", "load-forgotten", "load-sent", "load-begun"];
     for (number, qemu) in qemus().iter().enumerate() {
         let mut lazy = Lazy::start(qemu);
-        let share = if number == 0 || is_soak() { &steps[..] } else { &steps[..2] };
+        // In CI each QEMU has a share of the steps.
+        let share = if is_soak() { &steps[..] } else { &steps[2 * number..][..2] };
         for step in share {
             eprintln!("QEMU {}: killed at {step}, as often as it gets there", qemu.release());
             let report = lazy.revert(Some(step), &["--no-safety"]);
@@ -178,7 +182,7 @@ fn whoever_loads_is_killed_and_the_next_command_goes_on() {
 #[test]
 fn whoever_loads_is_killed_at_moments_of_chance() {
     let seed = wanted("TINTYPE_SOAK_SEED").unwrap_or_else(seed_of_now);
-    let kills = wanted("TINTYPE_SOAK_COUNT").unwrap_or(4);
+    let kills = wanted("TINTYPE_SOAK_COUNT").unwrap_or(2);
     eprintln!("{kills} kills on each QEMU, TINTYPE_SOAK_SEED={seed}");
     let mut random = Random::from_seed(seed);
     for qemu in qemus() {
