@@ -257,23 +257,29 @@ class Repository:
 
     def snapshots(self):
         deleted = set(self.deleted())
-        found = []
+        found, moves = {}, []
         for session in self.keys_of("outcome"):
             if session in deleted:
                 continue
             key = "outcome/" + session
             text = self.get(key)
             check(text[-65:] == self.tag(key, text[:-65]), key + " has a wrong tag")
-            head, record, _ = text.split(b"\n", 2)
+            head, content, _ = text.split(b"\n", 2)
             if head == b"tintype outcome 1 aborted":
                 continue
-            check(head == b"tintype outcome 1 committed", key + " is something else")
             if self.sealed:
-                record = bytes.fromhex(record.decode())
+                content = bytes.fromhex(content.decode())
                 sealer = blake3(b"record" + key.encode(), key=self.seal_key)
-                record = unseal(sealer, record[:12], record[12:], self.id)
-            found.append(json.loads(record))
-        return sorted(found, key=lambda r: (r["sequence"], r["created"], r["id"]))
+                content = unseal(sealer, content[:12], content[12:], self.id)
+            if head == b"tintype outcome 1 moved":
+                moves += [(moved["version"], session, moved) for moved in json.loads(content)]
+                continue
+            check(head == b"tintype outcome 1 committed", key + " is something else")
+            found[session] = json.loads(content)
+        for _, _, moved in sorted(moves, key=lambda m: m[:2]):
+            if record := found.get(moved["snapshot"]):
+                record.update(images=moved["images"], blobs=moved["blobs"])
+        return sorted(found.values(), key=lambda r: (r["sequence"], r["created"], r["id"]))
 
     def frame(self, place, kind):
         session, segment, number, offset, length = place

@@ -147,7 +147,7 @@ pub(crate) enum Command {
     Undo,
     #[command(flatten)]
     Label(LabelCommand),
-    /// Free the space of what no snapshot needs.
+    /// Free the space of what no snapshot needs, and move together what is left.
     Gc {
         /// Only say what would be freed, and what would be waited for.
         #[arg(long)]

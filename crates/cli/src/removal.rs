@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use tintype_engine::{CollectionReport, Engine, Result, SpaceReport};
+use tintype_engine::{CollectionReport, Engine, NotCompacted, Result, SpaceReport};
 
 use crate::output::Output;
 
@@ -32,16 +32,29 @@ pub(crate) fn collect(engine: &Engine, dry_run: bool, output: &Output) -> Result
 
 fn collected(report: &CollectionReport) -> String {
     let CollectionReport { segments, freed_bytes, waiting_for, .. } = report;
-    match (report.dry_run, waiting_for) {
-        (false, 0) => format!("freed {freed_bytes} in {segments} segments"),
-        (false, _) => format!(
-            "freed {freed_bytes} in {segments} segments, and waits for {waiting_for} snapshots that are being taken; `tintype gc` goes on after them"
-        ),
-        (true, 0) => format!("would free {freed_bytes} in {segments} segments"),
-        (true, _) => format!(
-            "would free {freed_bytes} in {segments} segments, after {waiting_for} snapshots that are being taken"
-        ),
+    let would = if report.dry_run { "would free" } else { "freed" };
+    let mut text = format!("{would} {freed_bytes} in {segments} segments");
+    if report.compacted_segments > 0 {
+        let _ = write!(text, ", {} of them emptied first", report.compacted_segments);
     }
+    let _ = match (report.dry_run, waiting_for) {
+        (_, 0) => Ok(()),
+        (false, _) => write!(
+            text,
+            ", and waits for {waiting_for} snapshots that are being taken; `tintype gc` goes on after them"
+        ),
+        (true, _) => write!(text, ", after {waiting_for} snapshots that are being taken"),
+    };
+    text.push_str(match report.not_compacted {
+        None => "",
+        Some(NotCompacted::NoSpace) => {
+            "; there is no room to move what others still hold: `tintype gc` does it when there is more"
+        }
+        Some(NotCompacted::Damaged) => {
+            "; what others still hold was not moved, since something is damaged: `tintype verify` says what"
+        }
+    });
+    text
 }
 
 /// Says how much space snapshots take.

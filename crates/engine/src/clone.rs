@@ -34,6 +34,7 @@ use crate::places::Places;
 use crate::revert::end_qemu;
 use crate::settings::VmSettings;
 use crate::shared_memory::SharedMemory;
+use crate::snapshots::hold;
 use crate::vms::{LeasedVm, VmState};
 
 /// The process of a VM that has had none yet.
@@ -97,10 +98,8 @@ impl Engine {
     pub fn clone_snapshot(&self, params: &CloneParams) -> Result<CloneReport> {
         let began = Instant::now();
         let repository = self.repository()?;
-        let target = self.find_snapshot(&repository, &params.snapshot, None)?;
-        let _pinned = repository
-            .pin(target.record.id)
-            .map_err(Error::step("cannot hold on to the snapshot"))?;
+        let mut target = self.find_snapshot(&repository, &params.snapshot, None)?;
+        let _held = hold(&repository, &mut target)?;
         let load = if params.share_memory { LoadMode::Eager } else { params.load };
         let lazy = self.is_lazy(&repository, &target, load)?;
         self.refuse_unfit(&repository, &target, "clone", lazy)?;

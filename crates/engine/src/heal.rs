@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
+use tintype_repo::Pin;
 use tintype_types::SnapshotId;
 use tintype_vm::{Footprint, ProcessId};
 
@@ -12,6 +13,7 @@ use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
 use crate::revert::{Become, cannot_revert};
+use crate::snapshots::hold;
 use crate::vms::{DEATH_LIMIT, LeasedVm};
 
 /// How long a QEMU takes at most from its start until it listens.
@@ -69,13 +71,15 @@ impl Engine {
         safety: Option<SnapshotId>,
     ) -> Result<()> {
         let repository = self.repository_at(&place)?;
-        let read = |id| {
+        let read = |id| -> Result<(Snapshot, Pin)> {
             let record =
                 repository.snapshot(id).map_err(Error::step("cannot read the snapshot"))?;
-            Snapshot::read(record)
+            let mut snapshot = Snapshot::read(record)?;
+            let held = hold(&repository, &mut snapshot)?;
+            Ok((snapshot, held))
         };
-        let target = read(target)?;
-        let safety = safety.map(read).transpose()?;
+        let (target, _held) = read(target)?;
+        let (safety, _held_safety) = safety.map(read).transpose()?.unzip();
         self.config.observer.notice(&format!(
             "a revert of `{}` to `{}` had been interrupted; it is finished now",
             vm.name, target.record.name

@@ -65,7 +65,7 @@ pub use loading::Loading;
 pub use observer::{Observer, Progress, Silence, Step};
 pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
-pub use removal::{CollectionReport, RemovalReport, UndoReport};
+pub use removal::{CollectionReport, NotCompacted, RemovalReport, UndoReport};
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
 pub use revert::{RevertParams, RevertReport};

@@ -1,7 +1,7 @@
 //! Deletes snapshots, takes that back, and frees the space of what is gone.
 
 use serde::Serialize;
-use tintype_repo::{GcParams, Repository};
+use tintype_repo::{GcParams, Repository, Skipped};
 use tintype_types::{ByteCount, SnapshotId};
 
 use crate::Engine;
@@ -32,12 +32,27 @@ pub struct UndoReport {
 pub struct CollectionReport {
     /// Whether nothing was done.
     pub dry_run: bool,
-    /// Segments that nothing needs any more.
+    /// Segments that were removed.
     pub segments: u64,
-    /// Their bytes.
+    /// How many bytes fewer the repository has; in a dry run as far as it can be
+    /// told beforehand.
     pub freed_bytes: ByteCount,
     /// Snapshots being taken that have to end first.
     pub waiting_for: u64,
+    /// Segments of which little was needed, that were emptied first.
+    pub compacted_segments: u64,
+    /// Why others were not.
+    pub not_compacted: Option<NotCompacted>,
+}
+
+/// Why segments were not emptied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NotCompacted {
+    /// There is no room for what is moved.
+    NoSpace,
+    /// Something is damaged.
+    Damaged,
 }
 
 impl Engine {
@@ -123,11 +138,18 @@ impl Engine {
                 .because(error)
                 .state("what snapshots need is where it was")
         })?;
+        let compaction = report.compaction;
+        let freed = report.freed_bytes.get() + compaction.gain_bytes.get();
         Ok(CollectionReport {
             dry_run,
-            segments: report.segments,
-            freed_bytes: report.freed_bytes,
+            segments: report.segments + if dry_run { compaction.segments } else { 0 },
+            freed_bytes: ByteCount(freed.saturating_sub(compaction.written_bytes.get())),
             waiting_for: report.waiting_for,
+            compacted_segments: compaction.segments,
+            not_compacted: compaction.skipped.map(|skipped| match skipped {
+                Skipped::NoSpace => NotCompacted::NoSpace,
+                Skipped::Damaged => NotCompacted::Damaged,
+            }),
         })
     }
 }

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::home::{make_folder, remove_durably, write_durably};
 use crate::memory;
 use crate::places::Places;
+use crate::snapshots::hold;
 use crate::vms::find_program;
 
 /// Says that a folder is not finished.
@@ -63,10 +64,8 @@ impl Engine {
     /// Restores a snapshot to a folder.
     pub fn restore(&self, params: &RestoreParams) -> Result<RestoreReport> {
         let repository = self.repository()?;
-        let target = self.find_snapshot(&repository, &params.snapshot, None)?;
-        let _pinned = repository
-            .pin(target.record.id)
-            .map_err(Error::step("cannot hold on to the snapshot"))?;
+        let mut target = self.find_snapshot(&repository, &params.snapshot, None)?;
+        let _held = hold(&repository, &mut target)?;
         self.refuse_unfit(&repository, &target, "restore", false)?;
         let folder =
             std::path::absolute(&params.folder).map_err(Error::io("find", &params.folder))?;

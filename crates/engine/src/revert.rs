@@ -27,6 +27,7 @@ use crate::intent::Intent;
 use crate::lazy::LoadMode;
 use crate::memory;
 use crate::observer::Step;
+use crate::snapshots::hold;
 use crate::take::{TakeParams, Wish, next_name};
 use crate::vms::LeasedVm;
 use crate::watchdog::Watchdog;
@@ -76,15 +77,13 @@ impl Engine {
         self.config.observer.step(Step::RevertLease);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
         let repository = self.repository()?;
-        let target = self.find_snapshot(&repository, &params.snapshot, Some(&vm.name))?;
-        let _pinned = repository
-            .pin(target.record.id)
-            .map_err(Error::step("cannot hold on to the snapshot"))?;
+        let mut target = self.find_snapshot(&repository, &params.snapshot, Some(&vm.name))?;
+        let _held = hold(&repository, &mut target)?;
         let lazy = self.is_lazy(&repository, &target, params.load)?;
         self.refuse_misfit(&repository, &vm, &target, lazy)?;
         self.config.observer.step(Step::RevertVerified);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
-        let (safety, watchdog) = match params.safety {
+        let (mut safety, watchdog) = match params.safety {
             true => self.safety_snapshot(&repository, &mut vm)?,
             false => (None, None),
         };
@@ -96,13 +95,16 @@ impl Engine {
         };
         // It takes the place of the safety take's intent: a guest that stands
         // still for it is owed to one of the two at any moment.
-        let intended = self.check_interruption().and_then(|()| self.intend(&vm.name, &intent));
-        if let Err(error) = intended {
-            self.take_back_safety(&vm)?;
-            return Err(cannot_revert(&vm, &target)
+        let intended = self.check_interruption().and_then(|()| {
+            let held = safety.as_mut().map(|safety| hold(&repository, safety)).transpose()?;
+            self.intend(&vm.name, &intent).map(|()| held)
+        });
+        let _held_safety = intended.map_err(|error| match self.take_back_safety(&vm) {
+            Ok(()) => cannot_revert(&vm, &target)
                 .because(error)
-                .state("nothing was changed; the guest runs on if it ran before"));
-        }
+                .state("nothing was changed; the guest runs on if it ran before"),
+            Err(error) => error,
+        })?;
         if let Some(watchdog) = watchdog {
             watchdog.dismiss();
         }

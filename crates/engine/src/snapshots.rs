@@ -1,6 +1,6 @@
 //! Finds snapshots by the names that people give them.
 
-use tintype_repo::Repository;
+use tintype_repo::{Pin, Repository};
 use tintype_types::{VmId, VmName};
 
 use crate::Engine;
@@ -127,6 +127,16 @@ impl Engine {
         }
         Ok(snapshots)
     }
+}
+
+/// Keeps the content of a snapshot where it is, and reads where that is: it may
+/// have been moved since the snapshot was found.
+pub(crate) fn hold(repository: &Repository, snapshot: &mut Snapshot) -> Result<Pin> {
+    let held = repository
+        .pin(snapshot.record.id)
+        .map_err(Error::step("cannot hold on to the snapshot"))?;
+    snapshot.record = held.record().clone();
+    Ok(held)
 }
 
 /// Reads `latest` as 0 and `latest~2` as 2.

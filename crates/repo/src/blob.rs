@@ -27,19 +27,28 @@ pub(crate) fn store(core: &Core, bytes: &[u8]) -> Result<BlobId, Error> {
         return Err(Error::Invalid(format!("a blob cannot have {} bytes", bytes.len())));
     }
     let len = u64::try_from(bytes.len()).expect("a usize fits in 64 bits");
+    let chunks: Vec<_> = bytes
+        .chunks(CHUNK)
+        .map(|chunk| {
+            let id = core.vault.keys.node_id(FrameKind::Blob as u8, chunk);
+            core.put_bytes(FrameKind::Blob, id, chunk)
+        })
+        .collect();
+    Ok(BlobId { len, list: core.put_node(&encode_list(len, &chunks)) })
+}
+
+/// Writes the list of a blob's chunks.
+pub(crate) fn encode_list(len: u64, chunks: &[NodePointer]) -> Vec<u8> {
     let mut list = vec![LIST, 0];
     list.extend_from_slice(&len.to_le_bytes());
-    for chunk in bytes.chunks(CHUNK) {
-        let id = core.vault.keys.node_id(FrameKind::Blob as u8, chunk);
-        let NodePointer { place, id } = core.put_bytes(FrameKind::Blob, id, chunk);
+    for NodePointer { place, id } in chunks {
         place.segment.encode(&mut list);
         list.extend_from_slice(&place.number.to_le_bytes());
         list.extend_from_slice(&place.offset.to_le_bytes());
         list.extend_from_slice(&place.len.to_le_bytes());
         list.extend_from_slice(&id.0);
     }
-    let id = core.vault.keys.node_id(FrameKind::Node as u8, &list);
-    Ok(BlobId { len, list: core.put_bytes(FrameKind::Node, id, &list) })
+    list
 }
 
 /// Returns a blob's bytes.

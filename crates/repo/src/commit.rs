@@ -10,8 +10,9 @@ use crate::record::{MAX_OUTCOME, Outcome, SnapshotDraft, SnapshotRecord, outcome
 use crate::session::Core;
 use crate::store::Put;
 
-/// Checks a draft before anything irreversible is done.
-pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
+/// Checks a draft before anything irreversible is done, and takes each image from
+/// where it is.
+pub(crate) fn check(core: &Core, draft: &mut SnapshotDraft) -> Result<(), Error> {
     let images = draft.images.iter().map(|image| &image.name);
     let blobs = draft.blobs.iter().map(|(name, _)| name);
     for names in [images.collect::<Vec<_>>(), blobs.collect()] {
@@ -20,10 +21,11 @@ pub(crate) fn check(core: &Core, draft: &SnapshotDraft) -> Result<(), Error> {
             return Err(Error::Invalid(format!("the snapshot has two parts named `{name}`")));
         }
     }
-    for image in &draft.images {
-        if !core.parents.lives(&core.vault, &image.root)? {
-            return Err(Error::NotFound(format!("image `{}` of the draft", image.name)));
-        }
+    for image in &mut draft.images {
+        image.root = core
+            .parents
+            .find(&core.vault, &image.root)?
+            .ok_or_else(|| Error::NotFound(format!("image `{}` of the draft", image.name)))?;
     }
     Ok(())
 }
@@ -43,27 +45,32 @@ pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord
         details: draft.details,
         stats: core.stats(),
     };
+    put(core, &Outcome::Committed(Box::new(record.clone())))?;
+    Ok(record)
+}
+
+/// Puts an outcome of any kind. All segments must be stored.
+pub(crate) fn put(core: &Core, outcome: &Outcome) -> Result<(), Error> {
     let hooks = std::mem::take(&mut *core.hooks.lock().unwrap_or_else(PoisonError::into_inner));
     index::store(&core.vault, core.id, hooks)?;
     let key = outcome_key(core.id);
-    let outcome = Outcome::Committed(Box::new(record.clone()));
     let bytes = outcome.encode(&core.vault.keys, core.vault.id, &key);
     if u64::try_from(bytes.len()).is_ok_and(|len| len > MAX_OUTCOME) {
         return Err(Error::Invalid(format!("a record of {} bytes is too long", bytes.len())));
     }
     match core.vault.store.put_if_absent(&key, &bytes) {
-        Ok(Put::Created) => Ok(record),
+        Ok(Put::Created) => Ok(()),
         // Either this very record, whose first answer was lost, or the abort
         // of someone who took this session for dead.
         Ok(Put::Existed) => match core.vault.store.get(&key, MAX_OUTCOME)? == bytes {
-            true => Ok(record),
+            true => Ok(()),
             false => Err(Error::Fenced(core.id)),
         },
         // The answer may be lost and the record there, but only a put that
         // succeeds, or finds it there, says that it stays.
         Err(error) => match core.vault.store.put_if_absent(&key, &bytes) {
-            Ok(Put::Created) => Ok(record),
-            Ok(Put::Existed) if core.vault.store.get(&key, MAX_OUTCOME)? == bytes => Ok(record),
+            Ok(Put::Created) => Ok(()),
+            Ok(Put::Existed) if core.vault.store.get(&key, MAX_OUTCOME)? == bytes => Ok(()),
             Ok(Put::Existed) | Err(_) => Err(error),
         },
     }

@@ -18,12 +18,12 @@ use crate::repository::create_in;
 use crate::store::LocalStore;
 use crate::store::simulated::{Dice, Fault, SimulatedDisk};
 use crate::{
-    Error, GcParams, ImageParams, InitParams, NamedImage, Repository, SessionParams, SnapshotDraft,
-    SnapshotRecord, Unwritten, VerifyLevel,
+    CompactionParams, Error, GcParams, ImageParams, InitParams, NamedImage, Repository, Session,
+    SessionParams, Skipped, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
 };
 
 /// Returns a number from the environment, for longer runs by hand:
-/// `TINTYPE_CRASH_STEPS=4 TINTYPE_CRASH_LOSSES=1000 cargo test -p tintype-repo crash_tests`.
+/// `TINTYPE_CRASH_SHARE=1 TINTYPE_CRASH_STEPS=4 TINTYPE_CRASH_LOSSES=1000 cargo test -p tintype-repo crash_tests`.
 fn setting(name: &str, otherwise: u64) -> u64 {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
 }
@@ -47,6 +47,7 @@ const STEPS: &[Step] = &[
     Step { name: "undo", perform: undo_step },
     Step { name: "collect", perform: collect_step },
     Step { name: "label", perform: label_step },
+    Step { name: "compact", perform: compact_step },
     Step { name: "verify", perform: |repository, _, _| verify(repository) },
 ];
 
@@ -63,15 +64,54 @@ struct Expected {
     labels: BTreeMap<u64, (Option<String>, Option<String>)>,
 }
 
-/// Six blocks, of which the last four are a seed's own.
-pub(crate) fn image(seed: u64) -> Vec<u8> {
-    let mut bytes = vec![7; 6 * BLOCK_SIZE];
-    for (block, bytes) in bytes.chunks_mut(BLOCK_SIZE).enumerate().skip(2) {
+/// The images of a snapshot: a disk that all have in common, so that it stays in
+/// the segments of the first, and memory that is a seed's own.
+pub(crate) fn images(seed: u64) -> [(&'static str, Vec<u8>); 2] {
+    let mut memory = vec![0; 4 * BLOCK_SIZE];
+    for (block, bytes) in memory.chunks_mut(BLOCK_SIZE).enumerate() {
         let mut hasher = blake3::Hasher::new();
         hasher.update(&seed.to_le_bytes()).update(&block.to_le_bytes());
         hasher.finalize_xof().fill(&mut bytes[..64]);
     }
-    bytes
+    [("disk", vec![7; 2 * BLOCK_SIZE]), ("ram", memory)]
+}
+
+/// Writes the images of a snapshot over those of its parent.
+pub(crate) fn write_images(
+    session: &Session,
+    seed: u64,
+    parent: Option<&SnapshotRecord>,
+) -> Result<Vec<NamedImage>, Error> {
+    let write = |(number, (name, content)): (usize, (&str, Vec<u8>))| {
+        let parent = parent.map(|record| record.images[number].root.clone());
+        let size = ByteCount(u64::try_from(content.len()).unwrap());
+        let mut writer = session.image(ImageParams { size, parent, unwritten: Unwritten::Zero })?;
+        writer.write(0, &content)?;
+        Ok(NamedImage { name: name.to_owned(), root: writer.finish()? })
+    };
+    images(seed).into_iter().enumerate().map(write).collect()
+}
+
+/// Reads the images of a snapshot; whether they are those of a seed.
+pub(crate) fn has_images(
+    repository: &Repository,
+    record: &SnapshotRecord,
+    seed: u64,
+) -> Result<bool, Error> {
+    let mut is_right = true;
+    for (image, (name, content)) in record.images.iter().zip(images(seed)) {
+        let mut bytes = vec![0; content.len()];
+        repository.open_image(&image.root)?.read_at(0, &mut bytes)?;
+        is_right &= image.name == name && bytes == content;
+    }
+    Ok(is_right && record.images.len() == 2)
+}
+
+/// Moves everything that is in a segment with anything that nobody needs.
+pub(crate) fn eager() -> GcParams {
+    let compaction =
+        CompactionParams { live_percent: 100, least_gain: None, ..CompactionParams::default() };
+    GcParams { compaction: Some(compaction), ..GcParams::default() }
 }
 
 fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
@@ -80,21 +120,17 @@ fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
 }
 
 fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {
-    let parent = repository.snapshots()?.records.pop().map(|record| record.images[0].root.clone());
+    let parent = repository.snapshots()?.records.pop();
     let params = SessionParams { threads: Some(1), ..SessionParams::default() };
     let session = repository.begin(params)?;
-    let content = image(seed);
-    let size = ByteCount(u64::try_from(content.len()).unwrap());
-    let mut writer = session.image(ImageParams { size, parent, unwritten: Unwritten::Zero })?;
-    writer.write(0, &content)?;
-    let root = writer.finish()?;
+    let images = write_images(&session, seed, parent.as_ref())?;
     session.commit(SnapshotDraft {
         vm: VmId::from_bytes([1; 16]),
         vm_name: VmName::new("web").unwrap(),
         name: SnapshotName::new("one").unwrap(),
         parent: None,
         created: jiff::Timestamp::UNIX_EPOCH,
-        images: vec![NamedImage { name: "ram".to_owned(), root }],
+        images,
         blobs: Vec::new(),
         details: serde_json::json!(seed),
     })
@@ -139,6 +175,13 @@ fn collect_step(repository: &Repository, _: u64, expected: &mut Expected) -> Res
     repository.gc(GcParams::default(), &()).map(drop)
 }
 
+fn compact_step(repository: &Repository, _: u64, expected: &mut Expected) -> Result<(), Error> {
+    expected.deleted.clear();
+    let report = repository.gc(eager(), &())?;
+    assert_ne!(report.compaction.skipped, Some(Skipped::Damaged));
+    Ok(())
+}
+
 fn verify(repository: &Repository) -> Result<(), Error> {
     let report = repository.verify(&[], VerifyLevel::ReadData, &())?;
     assert_eq!(report.damaged, []);
@@ -173,13 +216,9 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
     for (&seed, record) in &found {
         let known = expected.there.contains_key(&seed) || expected.open == Some(seed);
         assert!(known, "{what}: snapshot {seed} should not be there");
-        let content = image(seed);
-        let mut bytes = vec![0; content.len()];
-        let reader = repository
-            .open_image(&record.images[0].root)
+        let is_right = has_images(&repository, record, seed)
             .unwrap_or_else(|error| panic!("{what}: snapshot {seed}: {error:?}, {expected:?}"));
-        reader.read_at(0, &mut bytes).unwrap_or_else(|error| panic!("{what}: {error:?}"));
-        assert!(bytes == content, "{what}: snapshot {seed} has changed");
+        assert!(is_right, "{what}: snapshot {seed} has changed");
     }
     check_labels(&repository, expected, &found, what);
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
@@ -277,9 +316,17 @@ fn start() -> (SimulatedDisk, Expected) {
 
 fn sweep(fault: Fault) {
     let start = start();
-    let mut dice = Dice(7);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos();
+    let seed = setting("TINTYPE_CRASH_SEED", now.into());
+    let share = setting("TINTYPE_CRASH_SHARE", 6);
+    eprintln!("TINTYPE_CRASH_SEED={seed}, one in {share} of the long ones that compact");
+    let mut dice = Dice(seed);
     let mut states = 0;
     for steps in sequences(setting("TINTYPE_CRASH_STEPS", 3)) {
+        let is_long = steps.len() > 2 && steps.iter().any(|step| step.name == "compact");
+        if is_long && dice.roll(share) != 0 {
+            continue;
+        }
         let mut at = 1;
         while run(&start, &steps, fault, at, &mut dice) {
             at += 1;

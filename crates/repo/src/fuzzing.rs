@@ -8,7 +8,7 @@ use crate::frame::{self, Codec, FrameHeader};
 use crate::location::Location;
 use crate::node::Node;
 use crate::pointer::SegmentName;
-use crate::record::SnapshotRecord;
+use crate::record::{SnapshotRecord, decode_moved};
 use crate::segment::{Table, Trailer};
 use crate::slots::StoredSlot;
 use crate::{epoch, gone, index, label, listing, quarantine, repository};
@@ -49,6 +49,10 @@ pub fn frame(bytes: &[u8]) {
 }
 
 pub fn record(bytes: &[u8]) {
+    if let Ok(moved) = decode_moved(bytes) {
+        let text = serde_json::to_vec(&moved).expect("it was read from such text");
+        assert_eq!(decode_moved(&text).ok(), Some(moved));
+    }
     let Ok(record) = serde_json::from_slice::<SnapshotRecord>(bytes) else { return };
     for image in &record.images {
         let _ = image.root.is_possible();

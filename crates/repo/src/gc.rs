@@ -11,18 +11,19 @@
 
 use std::collections::HashSet;
 
-use tintype_types::{ByteCount, SnapshotId};
+use tintype_types::ByteCount;
 
 use crate::Error;
+use crate::compact::CompactionReport;
 use crate::epoch::{self, Segments, Stage};
 use crate::gone::{self, Deletions};
 use crate::heal;
 use crate::index;
 use crate::label;
 use crate::listing;
+use crate::mark::{self, Needed};
 use crate::pointer::SegmentName;
-use crate::reach;
-use crate::record::{Outcome, SnapshotRecord, outcome_key};
+use crate::record::outcome_key;
 use crate::slot;
 use crate::store::{Holder, Put};
 use crate::supervisor::Supervisor;
@@ -38,6 +39,8 @@ pub struct GcReport {
     /// Snapshots being taken that have to end before more can be removed; a later
     /// call goes on. 0 when the collection is finished. In a dry run, those that would be waited for.
     pub waiting_for: u64,
+    /// What was moved, so that the segments that it was in could be removed.
+    pub compaction: CompactionReport,
 }
 
 /// Collects garbage; in a dry run only says what would be removed.
@@ -66,7 +69,7 @@ pub(crate) fn collect(
                 None => return Ok(total),
             },
         };
-        let GcReport { segments, freed_bytes, waiting_for } = finish(vault, epoch, supervisor)?;
+        let GcReport { segments, freed_bytes, waiting_for, .. } = finish(vault, epoch, supervisor)?;
         total.segments += segments;
         total.freed_bytes.0 += freed_bytes.0;
         total.waiting_for = waiting_for;
@@ -99,76 +102,25 @@ fn finish(vault: &Vault, epoch: u64, supervisor: &dyn Supervisor) -> Result<GcRe
         supervisor.check()?;
         vault.store.delete(&segment.key())?;
     }
+    end_needless_moves(vault)?;
     forget_collected(vault)?;
     epoch::put(vault, epoch, Stage::Done, &Segments::new())?;
     Ok(report)
 }
 
 /// Returns the segments that nothing needs, and whether there are deleted
-/// snapshots to forget.
+/// snapshots or old moves to forget.
 fn mark(vault: &Vault) -> Result<(Segments, bool), Error> {
     // In this order: what is needed was stored before it could be needed.
-    let (records, forgettable) = needed_records(vault, Deletions::has)?;
-    let needed = reach::segments(vault, &records)?;
-    let present = present(vault)?;
+    let marked = Needed::read(vault, Deletions::has)?;
+    let (needed, read) = marked.segments(vault)?;
+    let present = mark::present(vault)?;
     // A listing that lacks what must be there is not to be trusted.
     if let Some(missing) = needed.iter().find(|segment| !present.contains(segment)) {
         return Err(Error::damaged(missing.key(), None, "it is missing"));
     }
-    Ok((present.difference(&needed).copied().collect(), forgettable))
-}
-
-fn present(vault: &Vault) -> Result<Segments, Error> {
-    let listed = vault.store.list("seg/")?;
-    Ok(listed.iter().filter_map(|listed| SegmentName::from_key(&listed.key)).collect())
-}
-
-/// Returns the snapshots that are not deleted, in one sense or the other, or
-/// that someone reads; and whether there are others.
-fn needed_records(
-    vault: &Vault,
-    is_deleted: fn(&Deletions, SnapshotId) -> bool,
-) -> Result<(Vec<SnapshotRecord>, bool), Error> {
-    let deletions = Deletions::read(vault)?;
-    let pinned = pinned(vault)?;
-    let mut records = Vec::new();
-    let mut forgettable = !vault.store.has_late_writes()
-        && deletions.collected().any(|snapshot| !pinned.contains(&snapshot));
-    for listed in vault.store.list("outcome/")? {
-        let id = listing::session_of(&listed.key);
-        if id.is_some_and(|id| is_deleted(&deletions, id) && !pinned.contains(&id)) {
-            forgettable = true;
-            continue;
-        }
-        match listing::read(vault, &listed.key) {
-            Ok(Outcome::Committed(record)) => records.push(*record),
-            // Removed since it was listed.
-            Ok(Outcome::Aborted) | Err(Error::NotFound(_)) => {}
-            // What a damaged record needs is not known: nothing is removed.
-            Err(error) => return Err(error),
-        }
-    }
-    Ok((records, forgettable))
-}
-
-/// Returns the sessions of which there is an outcome.
-fn recorded(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
-    let listed = vault.store.list("outcome/")?;
-    Ok(listed.iter().filter_map(|listed| listing::session_of(&listed.key)).collect())
-}
-
-/// Returns the snapshots that readers have registered for.
-fn pinned(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
-    let mut pinned = HashSet::new();
-    for registered in slot::list(vault)? {
-        match slot::read_snapshot(vault, &registered.key) {
-            Ok(snapshot) => pinned.extend(snapshot),
-            // Released since it was listed.
-            Err(Error::NotFound(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(pinned)
+    let condemned = present.difference(&needed).filter(|segment| !read.contains(segment));
+    Ok((condemned.copied().collect(), marked.forgettable))
 }
 
 /// Ends the dead ones of the writers that may not know of the epoch; returns
@@ -226,9 +178,9 @@ fn decide(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
     Deletions::read(vault)?.collect_open(vault)?;
     // A snapshot whose deletion came after that can still be undone.
-    let (records, _) = needed_records(vault, Deletions::has_collected)?;
-    let needed = reach::segments(vault, &records)?;
-    Ok(condemned.difference(&needed).copied().collect())
+    let (needed, read) = Needed::read(vault, Deletions::has_collected)?.segments(vault)?;
+    let doomed = condemned.difference(&needed).filter(|segment| !read.contains(segment));
+    Ok(doomed.copied().collect())
 }
 
 /// Replaces the decision of the epoch under way if that is what is damaged;
@@ -249,22 +201,43 @@ pub(crate) fn decide_again(vault: &Vault, damaged: &str) -> Result<bool, Error> 
     }
 }
 
-/// Removes the records of snapshots whose content is gone for good.
+/// Ends the moves that others have followed, like deleted snapshots.
+fn end_needless_moves(vault: &Vault) -> Result<(), Error> {
+    match Needed::read(vault, Deletions::has_collected) {
+        Ok(needed) => needed.needless_moves.iter().try_for_each(|id| gone::collect(vault, *id)),
+        // Which they are is not known; a later call does it.
+        Err(Error::Damaged(_)) => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Removes the outcomes of snapshots whose content is gone for good, and of moves
+/// that others have followed. One whose session has still a slot is left: who
+/// ends a session without an outcome takes it for one that never had any.
 fn forget_collected(vault: &Vault) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
-    let pinned = pinned(vault)?;
+    let mut at_work = mark::read_by_others(vault)?;
     // In this order: a snapshot has its record before it has a label.
     let labels = label::numbers(&vault.store.list(label::PREFIX)?);
-    let recorded = recorded(vault)?;
+    let outcomes = listing::outcomes(vault)?;
+    let recorded: HashSet<_> = outcomes.into_iter().map(|(session, _)| session).collect();
     label::forget(vault, &labels, |id| {
-        !recorded.contains(&id) || deletions.has_collected(id) && !pinned.contains(&id)
+        !recorded.contains(&id) || deletions.has_collected(id) && !at_work.contains(&id)
     })?;
-    for snapshot in deletions.collected().filter(|snapshot| !pinned.contains(snapshot)) {
-        if recorded.contains(&snapshot) {
-            vault.store.delete(&index::key(snapshot))?;
-            vault.store.delete(&outcome_key(snapshot))?;
+    at_work.extend(slot::list(vault)?.into_iter().map(|registered| registered.session));
+    let forgettable: Vec<_> =
+        deletions.collected().filter(|session| !at_work.contains(session)).collect();
+    if !forgettable.is_empty() {
+        // A slot that comes back with the next power loss would be of a session
+        // without an outcome.
+        vault.store.settle("slot")?;
+    }
+    for session in forgettable {
+        if recorded.contains(&session) {
+            vault.store.delete(&index::key(session))?;
+            vault.store.delete(&outcome_key(session))?;
         }
-        gone::forget(vault, snapshot)?;
+        gone::forget(vault, session)?;
     }
     Ok(())
 }

@@ -3,6 +3,8 @@
 //! ```text
 //! gone/<snapshot>-<n>        the n-th deletion of a snapshot: when it was deleted
 //! gone/<snapshot>-<n>.end    "undone" or "collected", whichever was put first
+//! gone/<session>-0.end       "collected": the session moved content, and others
+//!                            have moved it on
 //! ```
 //!
 //! A snapshot is gone while a deletion has no end or was collected. A deletion
@@ -93,6 +95,12 @@ impl Deletions {
         }
         Ok(())
     }
+}
+
+/// Marks the outcome of a session that moved content as one to forget, as if it
+/// were a collected snapshot: nobody can undo what was never a deletion.
+pub(crate) fn collect(vault: &Vault, session: SnapshotId) -> Result<(), Error> {
+    put_end(vault, session, 0, COLLECTED).map(drop)
 }
 
 /// Whether a snapshot was ever deleted, as far as that is not forgotten.

@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tintype_types::{ByteCount, SnapshotId};
 
+use crate::crash_tests::eager;
 use crate::frame::{Codec, FrameHeader, FrameKind, HEADER_LEN, checksum};
 use crate::node::{Entry, Inner, Leaf, Part};
 use crate::pointer::{FramePointer, NodePointer, Place, SegmentName};
-use crate::record::{Outcome, SnapshotRecord, outcome_key};
+use crate::record::{Moved, Outcome, SnapshotRecord, outcome_key};
 use crate::run::{self, Change, Run};
 use crate::segment::{self, Identity, SegmentKind, Table, index32};
 use crate::signed;
@@ -56,6 +57,8 @@ const ATTACKS: &[Attack] = &[
     Attack { name: "names that climb", forge: names_that_climb, is_lie: false },
     Attack { name: "a record of brackets", forge: record_of_brackets, is_lie: true },
     Attack { name: "huge listings", forge: huge_listings, is_lie: true },
+    Attack { name: "moves that lie", forge: moves_that_lie, is_lie: true },
+    Attack { name: "moves of moves", forge: moves_of_moves, is_lie: false },
     Attack { name: "costly passphrase", forge: costly_passphrase, is_lie: true },
 ];
 
@@ -332,6 +335,52 @@ fn record_of_brackets(forge: &mut Forge) {
     }
 }
 
+/// Puts an outcome that moves what it likes.
+fn put_moves(forge: &Forge, moved: Vec<Moved>) {
+    let vault = &forge.repository.vault;
+    let key = outcome_key(SnapshotId::random());
+    let bytes = Outcome::Moved(moved).encode(&vault.keys, vault.id, &key);
+    assert_eq!(vault.store.put_if_absent(&key, &bytes).unwrap(), Put::Created);
+}
+
+/// Other images, impossible ones, ones that are nowhere, and twice the same.
+fn moves_that_lie(forge: &mut Forge) {
+    for lie in 0..5_u8 {
+        let (snapshot, leaf) = (forge.session, forge.leaf(1));
+        forge.commit_image(1 << 24, 0, leaf);
+        let record = forge.repository.snapshot(snapshot).unwrap();
+        let (mut images, blobs) = (record.images, record.blobs);
+        let mut version = u32::MAX;
+        match lie {
+            0 => images[0].name.push('x'),
+            1 => images[0].root.size = ByteCount(1 << 61),
+            2 => images[0].root.height = 255,
+            3 => {
+                let base = images[0].root.base.as_mut().unwrap();
+                base.place.segment.session = SnapshotId::random();
+            }
+            _ => version = 0,
+        }
+        let moved = Moved { snapshot, version, images, blobs };
+        put_moves(forge, vec![moved.clone(); if lie == 0 { 2 } else { 1 }]);
+        put_moves(forge, vec![moved]);
+    }
+}
+
+/// Half of what is moved is not there, the rest is moved a thousand times.
+fn moves_of_moves(forge: &mut Forge) {
+    let (snapshot, leaf) = (forge.session, forge.leaf(1));
+    forge.commit_image(1 << 24, 0, leaf);
+    let SnapshotRecord { images, blobs, .. } = forge.repository.snapshot(snapshot).unwrap();
+    for version in 1..1_000 {
+        let of = |snapshot| {
+            let (images, blobs) = (images.clone(), blobs.clone());
+            Moved { snapshot, version: version / 2 + 1, images, blobs }
+        };
+        put_moves(forge, vec![of(snapshot), of(SnapshotId::random())]);
+    }
+}
+
 fn huge_listings(forge: &mut Forge) {
     for folder in ["outcome", "seg/00", "gone", "idx"] {
         for _ in 0..5000 {
@@ -379,8 +428,8 @@ fn ask_everything(path: &Path) -> Result<(), Error> {
             note(take(&repository, &image.root).map(drop));
         }
     }
-    note(repository.gc(GcParams { dry_run: true }, &()).map(drop));
-    note(repository.gc(GcParams::default(), &()).map(drop));
+    note(repository.gc(GcParams { dry_run: true, ..eager() }, &()).map(drop));
+    note(repository.gc(eager(), &()).map(drop));
     errors.into_iter().next().map_or(Ok(()), Err)
 }
 

@@ -2,14 +2,15 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use tintype_types::SnapshotId;
 
 use crate::Error;
 use crate::error::Damage;
 use crate::gone::Deletions;
-use crate::record::{MAX_OUTCOME, Outcome, SnapshotRecord, outcome_key};
-use crate::store::Listed;
+use crate::history::{History, Reading};
+use crate::record::{MAX_OUTCOME, Outcome, SnapshotRecord};
 use crate::vault::Vault;
 
 const PREFIX: &str = "outcome/";
@@ -26,19 +27,18 @@ pub struct Listing {
 /// Lists all snapshots that are not deleted.
 pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
     let deletions = Deletions::read(vault)?;
+    let history = History::read(vault, Reading::Known, |id| deletions.has(id))?;
     let mut listing = Listing::default();
-    let mut outcomes = vault.store.list(PREFIX)?;
-    outcomes.retain(|listed| !session_of(&listed.key).is_some_and(|id| deletions.has(id)));
-    for outcome in read_listed(vault, &outcomes) {
-        match outcome {
-            Ok(Outcome::Committed(record)) => listing.records.push(*record),
-            Ok(Outcome::Aborted) => {}
-            Err(Error::Damaged(damage)) => listing.damaged.push(damage),
-            // Removed since it was listed.
-            Err(Error::NotFound(_)) => {}
+    for id in history.snapshots() {
+        match history.current(id) {
+            Ok(record) => listing.records.extend(record),
+            Err(Error::Damaged(damage)) => {
+                listing.damaged.push(Damage { snapshots: vec![id], ..damage });
+            }
             Err(error) => return Err(error),
         }
     }
+    listing.damaged.extend(history.damaged.into_values());
     listing.records.sort_by_key(|record| (record.sequence, record.created, record.id));
     Ok(listing)
 }
@@ -47,10 +47,11 @@ pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
 /// there, deleted or not: a deletion may be undone.
 pub(crate) fn newest_sequence(vault: &Vault) -> Result<u64, Error> {
     let mut newest = 0;
-    for outcome in read_listed(vault, &vault.store.list(PREFIX)?) {
+    for (_, outcome) in read_all(vault)? {
         match outcome {
             Ok(Outcome::Committed(record)) => newest = newest.max(record.sequence),
-            Ok(Outcome::Aborted) | Err(Error::Damaged(_) | Error::NotFound(_)) => {}
+            Ok(Outcome::Moved(_) | Outcome::Aborted)
+            | Err(Error::Damaged(_) | Error::NotFound(_)) => {}
             Err(error) => return Err(error),
         }
     }
@@ -59,24 +60,25 @@ pub(crate) fn newest_sequence(vault: &Vault) -> Result<u64, Error> {
 
 /// Returns one snapshot, if it is committed and not deleted.
 pub(crate) fn one(vault: &Vault, id: SnapshotId) -> Result<SnapshotRecord, Error> {
-    if Deletions::read(vault)?.has(id) {
+    let deletions = Deletions::read(vault)?;
+    if deletions.has(id) {
         return Err(Error::NotFound(format!("snapshot {id}")));
     }
-    match read(vault, &outcome_key(id)) {
-        Ok(Outcome::Committed(record)) => Ok(*record),
-        Ok(Outcome::Aborted) | Err(Error::NotFound(_)) => {
-            Err(Error::NotFound(format!("snapshot {id}")))
-        }
-        Err(error) => Err(error),
+    let mut history = History::read(vault, Reading::Known, |id| deletions.has(id))?;
+    match (history.current(id)?, history.damaged.remove(&id)) {
+        (Some(record), _) => Ok(record),
+        (None, Some(damage)) => Err(Error::Damaged(damage)),
+        (None, None) => Err(Error::NotFound(format!("snapshot {id}"))),
     }
 }
 
-/// Returns the sessions that were committed, deleted or not.
+/// Returns the sessions that were committed, with a snapshot or a move, deleted
+/// or not.
 pub(crate) fn committed(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
     let mut committed = HashSet::new();
-    for outcome in read_listed(vault, &vault.store.list(PREFIX)?) {
+    for (session, outcome) in read_all(vault)? {
         match outcome {
-            Ok(Outcome::Committed(record)) => drop(committed.insert(record.id)),
+            Ok(Outcome::Committed(_) | Outcome::Moved(_)) => drop(committed.insert(session)),
             Ok(Outcome::Aborted) | Err(Error::Damaged(_) | Error::NotFound(_)) => {}
             Err(error) => return Err(error),
         }
@@ -84,22 +86,34 @@ pub(crate) fn committed(vault: &Vault) -> Result<HashSet<SnapshotId>, Error> {
     Ok(committed)
 }
 
-/// Reads outcomes that were listed just now, so that they are there: what they
-/// say never changes, and may be known already.
-fn read_listed(vault: &Vault, outcomes: &[Listed]) -> Vec<Result<Outcome, Error>> {
-    vault.at_once(outcomes, |listed| read_known(vault, &listed.key))
+/// Lists the sessions that have an outcome, each with its key.
+pub(crate) fn outcomes(vault: &Vault) -> Result<Vec<(SnapshotId, String)>, Error> {
+    let listed = vault.store.list(PREFIX)?.into_iter();
+    Ok(listed.filter_map(|listed| Some((session_of(&listed.key)?, listed.key))).collect())
 }
 
-fn read_known(vault: &Vault, key: &str) -> Result<Outcome, Error> {
+type Read = Result<Outcome, Error>;
+
+fn read_all(vault: &Vault) -> Result<impl Iterator<Item = (SnapshotId, Read)>, Error> {
+    let outcomes = outcomes(vault)?;
+    let read = vault.at_once(&outcomes, |(_, key)| read_known(vault, key));
+    Ok(outcomes.into_iter().map(|(session, _)| session).zip(read))
+}
+
+/// Reads an outcome that was listed just now, so that it is there: what it says
+/// never changes, and may be known already.
+pub(crate) fn read_known(vault: &Vault, key: &str) -> Result<Outcome, Error> {
     let session = session_of(key);
-    if let Some(record) = session.and_then(|id| vault.records.get(&id)) {
-        return Ok(Outcome::Committed(Box::new(SnapshotRecord::clone(&record))));
+    if let Some(outcome) = session.and_then(|id| vault.outcomes.get(&id)) {
+        return Ok(Outcome::clone(&outcome));
     }
-    let outcome = vault
-        .unchanging(key, MAX_OUTCOME, |bytes| Outcome::decode(&vault.keys, vault.id, key, bytes))?;
-    if let (Outcome::Committed(record), Some(id)) = (&outcome, session) {
-        let weight = record.details.to_string().len() + 64 * record.images.len();
-        vault.records.insert(id, Arc::new(SnapshotRecord::clone(record)), weight);
+    let len = AtomicUsize::new(0);
+    let outcome = vault.unchanging(key, MAX_OUTCOME, |bytes| {
+        len.store(bytes.len(), Relaxed);
+        Outcome::decode(&vault.keys, vault.id, key, bytes)
+    })?;
+    if let (Outcome::Committed(_) | Outcome::Moved(_), Some(id)) = (&outcome, session) {
+        vault.outcomes.insert(id, Arc::new(outcome.clone()), len.into_inner());
     }
     Ok(outcome)
 }

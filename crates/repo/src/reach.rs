@@ -12,15 +12,25 @@ use crate::run::Change;
 use crate::tree::{ImageRoot, Tree, misplaced};
 use crate::vault::Vault;
 
+/// What is at a place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    Node,
+    Chunk,
+    /// A frame of so many blocks.
+    Blocks(u8),
+}
+
 /// Walks maps; each node once, however many images share it.
 pub(crate) struct Reach<'a, F> {
     vault: &'a Vault,
     seen: HashSet<NodePointer>,
-    /// Is told the place of each node, chunk and frame of blocks.
+    /// Is told the place of each node, chunk and frame of blocks; of the last
+    /// two as often as they are needed.
     visit: F,
 }
 
-impl<'a, F: FnMut(&Place)> Reach<'a, F> {
+impl<'a, F: FnMut(&Place, Target)> Reach<'a, F> {
     pub(crate) fn new(vault: &'a Vault, visit: F) -> Self {
         Self { vault, seen: HashSet::new(), visit }
     }
@@ -31,9 +41,9 @@ impl<'a, F: FnMut(&Place)> Reach<'a, F> {
         }
         for (_, blob) in &record.blobs {
             if self.seen.insert(blob.list) {
-                (self.visit)(&blob.list.place);
+                (self.visit)(&blob.list.place, Target::Node);
                 for chunk in blob::chunks(self.vault, blob)? {
-                    (self.visit)(&chunk.place);
+                    (self.visit)(&chunk.place, Target::Chunk);
                 }
             }
         }
@@ -51,7 +61,7 @@ impl<'a, F: FnMut(&Place)> Reach<'a, F> {
         if !self.seen.insert(*pointer) {
             return Ok(());
         }
-        (self.visit)(&pointer.place);
+        (self.visit)(&pointer.place, Target::Node);
         match (tree, &*self.vault.node(pointer)?) {
             (Tree::Base, Node::Inner(inner)) if level > 0 && inner.level == level => {
                 let mut children = inner.children.iter().flatten();
@@ -82,7 +92,7 @@ impl<'a, F: FnMut(&Place)> Reach<'a, F> {
 
     fn entries<'e>(&mut self, entries: impl Iterator<Item = &'e Entry>) {
         for part in entries.flat_map(|entry| &entry.parts) {
-            (self.visit)(&part.frame.place);
+            (self.visit)(&part.frame.place, Target::Blocks(part.frame.blocks));
         }
     }
 }
@@ -93,7 +103,16 @@ pub(crate) fn segments<'r>(
     records: impl IntoIterator<Item = &'r SnapshotRecord>,
 ) -> Result<Segments, Error> {
     let mut segments = Segments::new();
-    let mut reach = Reach::new(vault, |place: &Place| _ = segments.insert(place.segment));
+    let mut reach = Reach::new(vault, |place: &Place, _| _ = segments.insert(place.segment));
     records.into_iter().try_for_each(|record| reach.snapshot(record))?;
     Ok(segments)
+}
+
+/// Adds the segments that a snapshot needs, as far as its maps can be read.
+pub(crate) fn segments_so_far(
+    vault: &Vault,
+    record: &SnapshotRecord,
+    segments: &mut Segments,
+) -> Result<(), Error> {
+    Reach::new(vault, |place: &Place, _| _ = segments.insert(place.segment)).snapshot(record)
 }

@@ -1,14 +1,17 @@
 //! Snapshot records, and the outcome objects that hold them.
 //!
 //! ```text
-//! line 1   "tintype outcome 1 committed" or "tintype outcome 1 aborted"
-//! line 2   the record as JSON (committed), or empty (aborted); in a repository
-//!          that hides its content the record is sealed and hexadecimal
+//! line 1   "tintype outcome 1 committed", "… moved" or "… aborted"
+//! line 2   the record as JSON (committed), the new places of some snapshots'
+//!          content as JSON (moved), or empty (aborted); in a repository that
+//!          hides its content what is not empty is sealed and hexadecimal
 //! line 3   64 hexadecimal digits: keyed BLAKE3 of repository id, key length
 //!          as u64, key, and lines 1 and 2 with their line ends
 //! ```
 //!
 //! The first outcome of a session wins, so putting it is the commit point.
+
+use std::collections::HashSet;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -19,9 +22,10 @@ use crate::keys::Keys;
 use crate::pointer::{NodePointer, hex, unhex_bytes};
 use crate::session::SessionStats;
 use crate::tree::ImageRoot;
+use crate::wire::Malformed;
 
 /// The most bytes of an outcome object.
-pub(crate) const MAX_OUTCOME: u64 = 4 << 20;
+pub(crate) const MAX_OUTCOME: u64 = 32 << 20;
 
 /// A byte string of any length kept in a repository.
 ///
@@ -105,14 +109,30 @@ pub struct SnapshotRecord {
     pub stats: SessionStats,
 }
 
+/// Where the images and blobs of a snapshot are from a move on: the same content
+/// in other segments.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Moved {
+    pub snapshot: SnapshotId,
+    /// What the record says itself is version 0. The highest counts; of two the
+    /// same, that of the session with the higher id.
+    pub version: u32,
+    pub images: Vec<NamedImage>,
+    pub blobs: Vec<(String, BlobId)>,
+}
+
 /// How a session ended.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Outcome {
     Committed(Box<SnapshotRecord>),
+    /// It took no snapshot, but moved the content of some.
+    Moved(Vec<Moved>),
     Aborted,
 }
 
 const COMMITTED: &str = "tintype outcome 1 committed\n";
+const MOVED: &str = "tintype outcome 1 moved\n";
 const ABORTED: &str = "tintype outcome 1 aborted\n";
 
 /// Returns the object key of a session's outcome.
@@ -122,16 +142,17 @@ pub(crate) fn outcome_key(session: SnapshotId) -> String {
 
 impl Outcome {
     pub(crate) fn encode(&self, keys: &Keys, repository: RepositoryId, key: &str) -> Vec<u8> {
-        let mut text = match self {
-            Outcome::Committed(record) => {
-                let mut record = serde_json::to_string(record).expect("a record is plain data");
-                if let Some(sealer) = keys.record_sealer(key) {
-                    record = hex(&sealer.seal_random(repository.as_bytes(), record.as_bytes()));
-                }
-                format!("{COMMITTED}{record}\n")
-            }
-            Outcome::Aborted => format!("{ABORTED}\n"),
+        let (first, content) = match self {
+            Outcome::Committed(record) => (COMMITTED, Some(serde_json::to_string(record))),
+            Outcome::Moved(moved) => (MOVED, Some(serde_json::to_string(moved))),
+            Outcome::Aborted => (ABORTED, None),
         };
+        let content = content.map(|json| json.expect("it is plain data"));
+        let seal = |content: String| match keys.record_sealer(key) {
+            Some(sealer) => hex(&sealer.seal_random(repository.as_bytes(), content.as_bytes())),
+            None => content,
+        };
+        let mut text = format!("{first}{}\n", content.map(seal).unwrap_or_default());
         let tag = keys.record_tag(repository, key, text.as_bytes());
         text.push_str(&hex(&tag));
         text.push('\n');
@@ -152,26 +173,49 @@ impl Outcome {
             return Err(damaged("its tag does not match"));
         }
         let text = std::str::from_utf8(text).map_err(|_| damaged("it is not text"))?;
+        let open = |content: &str| match keys.record_sealer(key) {
+            None => Ok(content.as_bytes().to_vec()),
+            Some(sealer) => unhex_bytes(content.trim_end_matches('\n'))
+                .and_then(|sealed| sealer.open_random(repository.as_bytes(), &sealed).ok())
+                .ok_or_else(|| damaged("its record is not sealed with the repository's key")),
+        };
         if let Some(record) = text.strip_prefix(COMMITTED) {
-            let record = match keys.record_sealer(key) {
-                None => record.as_bytes().to_vec(),
-                Some(sealer) => unhex_bytes(record.trim_end_matches('\n'))
-                    .and_then(|sealed| sealer.open_random(repository.as_bytes(), &sealed).ok())
-                    .ok_or_else(|| damaged("its record is not sealed with the repository's key"))?,
-            };
-            let record: SnapshotRecord = serde_json::from_slice(&record)
+            let record: SnapshotRecord = serde_json::from_slice(&open(record)?)
                 .map_err(|_| damaged("its record cannot be understood"))?;
             if outcome_key(record.id) != key {
                 return Err(damaged("it is the outcome of another session"));
             }
-            if !record.images.iter().all(|image| image.root.is_possible()) {
+            if !are_possible(&record.images) {
                 return Err(damaged("its record has an impossible image"));
             }
             return Ok(Outcome::Committed(Box::new(record)));
+        }
+        if let Some(moved) = text.strip_prefix(MOVED) {
+            let moved = decode_moved(&open(moved)?).map_err(|Malformed(reason)| damaged(reason))?;
+            return Ok(Outcome::Moved(moved));
         }
         match text.strip_prefix(ABORTED) {
             Some(_) => Ok(Outcome::Aborted),
             None => Err(Error::Unsupported(format!("{key} was written by a newer version"))),
         }
+    }
+}
+
+fn are_possible(images: &[NamedImage]) -> bool {
+    images.iter().all(|image| image.root.is_possible())
+}
+
+/// Reads where the content of some snapshots is.
+pub(crate) fn decode_moved(json: &[u8]) -> Result<Vec<Moved>, Malformed> {
+    let moved: Vec<Moved> =
+        serde_json::from_slice(json).map_err(|_| Malformed("its moves cannot be understood"))?;
+    let mut seen = HashSet::new();
+    let is_possible = |moved: &Moved| {
+        moved.version > 0 && seen.insert(moved.snapshot) && are_possible(&moved.images)
+    };
+    if moved.iter().all(is_possible) {
+        Ok(moved)
+    } else {
+        Err(Malformed("it moves what cannot be"))
     }
 }

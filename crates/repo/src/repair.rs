@@ -145,12 +145,12 @@ fn table_of(vault: &Vault, name: SegmentName, bytes: &[u8]) -> Result<Table, Mal
     trailer.table(header, &bytes[segment::index(trailer.table_offset)..], name, vault.id)
 }
 
-/// Puts the record of a snapshot back, unless it was deleted meanwhile.
+/// Puts the outcome of a snapshot or a move back, unless it was forgotten meanwhile.
 fn mend_record(vault: &Vault, copy: &Vault, key: &str) -> Result<bool, Error> {
     let Some(snapshot) = listing::session_of(key) else { return Ok(false) };
     let Some(record) = readable(copy.store.get(key, MAX_OUTCOME))? else { return Ok(false) };
     let outcome = Outcome::decode(&vault.keys, vault.id, key, &record);
-    if !matches!(outcome, Ok(Outcome::Committed(_))) {
+    if !matches!(outcome, Ok(Outcome::Committed(_) | Outcome::Moved(_))) {
         return Ok(false);
     }
     // No collector forgets a snapshot that somebody reads. So if it is not

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 
 use crate::blob;
+use crate::compact;
 use crate::diff;
 use crate::gc::{self, GcReport};
 use crate::gone;
@@ -28,6 +29,7 @@ use crate::slot::{self, Slot};
 use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
 use crate::supervisor::Supervisor;
+use crate::survey::CompactionParams;
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
 use crate::verify::{self, VerifyLevel, VerifyReport};
@@ -49,11 +51,19 @@ pub struct InitParams {
 }
 
 /// How garbage is collected.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct GcParams {
     /// Only say what would be removed.
     pub dry_run: bool,
+    /// Whether and when what is left of segments is moved.
+    pub compaction: Option<CompactionParams>,
+}
+
+impl Default for GcParams {
+    fn default() -> Self {
+        Self { dry_run: false, compaction: Some(CompactionParams::default()) }
+    }
 }
 
 /// Keeps the content of one snapshot in place until dropped.
@@ -317,9 +327,30 @@ impl Repository {
     /// and deleted meanwhile, on any host; those that are being taken are
     /// waited for by a later call. Killed or cancelled anywhere, the next call
     /// goes on.
+    ///
+    /// Segments of which little is needed are emptied first, see
+    /// [`CompactionParams`]; an error there leaves what was collected before.
     pub fn gc(&self, params: GcParams, supervisor: &dyn Supervisor) -> Result<GcReport, Error> {
-        let report = self.even_if_full(|vault| gc::collect(vault, params.dry_run, supervisor))?;
-        self.vault.store.keep_reserve();
+        let collect = || {
+            let dry_run = params.dry_run;
+            let report = self.even_if_full(|vault| gc::collect(vault, dry_run, supervisor))?;
+            self.vault.store.keep_reserve();
+            Ok(report)
+        };
+        let mut report = collect()?;
+        match &params.compaction {
+            Some(compaction) if params.dry_run => {
+                report.compaction = compact::estimate(&self.vault, compaction, supervisor)?;
+            }
+            Some(compaction) if report.waiting_for == 0 => {
+                let compacted = compact::run(&self.vault, compaction, supervisor, &collect)?;
+                report.segments += compacted.segments;
+                report.freed_bytes.0 += compacted.freed_bytes.get();
+                report.waiting_for = compacted.waiting_for;
+                report.compaction = compacted.compaction;
+            }
+            Some(_) | None => {}
+        }
         Ok(report)
     }
 

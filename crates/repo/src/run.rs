@@ -28,7 +28,7 @@ use crate::wire::{Fields, Malformed};
 const LEAF_BYTES: usize = 24 << 10;
 
 /// A run of an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Run {
     /// The level of the node that `root` points to.
@@ -73,6 +73,15 @@ impl RunLeaf {
             .sum()
     }
 
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut segments = Segments::default();
+        let mut items = Vec::new();
+        for (leaf, change) in &self.changes {
+            encode_change(*leaf, change, &mut segments, &mut items);
+        }
+        segments.finish(RUN_LEAF, 0, &items)
+    }
+
     pub(crate) fn decode(
         mut fields: Fields<'_>,
         segments: &[SegmentName],
@@ -102,6 +111,10 @@ impl RunLeaf {
 }
 
 impl RunInner {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        encode_inner(self.level, &self.children)
+    }
+
     pub(crate) fn decode(
         mut fields: Fields<'_>,
         segments: &[SegmentName],
@@ -142,7 +155,7 @@ pub(crate) fn write(changes: &BTreeMap<u64, Change>, put: &dyn Fn(&[u8]) -> Node
         height += 1;
         nodes = nodes
             .chunks(FAN_OUT)
-            .map(|nodes| (nodes[0].0, put_inner(height, nodes, put)))
+            .map(|nodes| (nodes[0].0, put(&encode_inner(height, nodes))))
             .collect();
     }
     let leaves = u64::try_from(changes.len()).expect("a usize fits in 64 bits");
@@ -167,18 +180,14 @@ fn encode_change(leaf: u64, change: &Change, segments: &mut Segments, items: &mu
     }
 }
 
-fn put_inner(
-    level: u8,
-    nodes: &[(u64, NodePointer)],
-    put: &dyn Fn(&[u8]) -> NodePointer,
-) -> NodePointer {
+fn encode_inner(level: u8, nodes: &[(u64, NodePointer)]) -> Vec<u8> {
     let mut segments = Segments::default();
     let mut items = Vec::new();
     for (first, pointer) in nodes {
         items.extend_from_slice(&first.to_le_bytes());
         segments.encode_pointer(pointer, &mut items);
     }
-    put(&segments.finish(RUN_INNER, level, &items))
+    segments.finish(RUN_INNER, level, &items)
 }
 
 impl Vault {

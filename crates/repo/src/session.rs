@@ -30,7 +30,7 @@ use crate::map::ImageMap;
 use crate::pages::Pages;
 use crate::parents::Parents;
 use crate::pointer::{NodeId, NodePointer};
-use crate::record::{BlobId, SnapshotDraft, SnapshotRecord};
+use crate::record::{BlobId, Moved, Outcome, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
 use crate::sink::{Flush, Numbers, Sink, store_segments};
 use crate::slot::Slot;
@@ -148,6 +148,12 @@ impl Core {
         NodePointer { place, id }
     }
 
+    /// Stores a node.
+    pub(crate) fn put_node(&self, bytes: &[u8]) -> NodePointer {
+        let id = self.vault.keys.node_id(FrameKind::Node as u8, bytes);
+        self.put_bytes(FrameKind::Node, id, bytes)
+    }
+
     /// Returns an empty window for blocks that come one after the other.
     pub(crate) fn large_pages(&self) -> Pages {
         let spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner).pop();
@@ -246,13 +252,15 @@ impl Session {
         if size.get() > MAX_IMAGE {
             return Err(Error::Invalid(format!("an image cannot have {} bytes", size.get())));
         }
-        let parent = match parent {
-            Some(parent) if self.core.parents.lives(&self.core.vault, &parent)? => Some(parent),
-            Some(_) if unwritten == Unwritten::Parent => {
-                return Err(Error::NotFound("the snapshot of the parent image".to_owned()));
-            }
-            // Nothing may refer to it; the image is stored in full.
-            Some(_) | None => None,
+        let parent = match parent.map(|parent| self.core.parents.find(&self.core.vault, &parent)) {
+            Some(found) => match found? {
+                None if unwritten == Unwritten::Parent => {
+                    return Err(Error::NotFound("the snapshot of the parent image".to_owned()));
+                }
+                // If nothing may refer to it, the image is stored in full.
+                found => found,
+            },
+            None => None,
         };
         let number = self.core.images.fetch_add(1, Relaxed);
         let map = |root| Arc::new(ImageMap::new(Arc::clone(&self.core.vault), root));
@@ -299,8 +307,21 @@ impl Session {
     /// survives power loss and was read back. On an error there is no snapshot,
     /// unless the error is that of the very last write: then the repository
     /// decides when it is opened next.
-    pub fn commit(mut self, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
-        commit::check(&self.core, &draft)?;
+    pub fn commit(mut self, mut draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+        commit::check(&self.core, &mut draft)?;
+        self.finish(|core| commit::commit(core, draft))
+    }
+
+    /// Ends the session without a snapshot of its own: when this returns `Ok`,
+    /// the content of the snapshots is where the session has put it, and survives
+    /// power loss there. Their places must be made of those that counted when the
+    /// session had its slot.
+    pub(crate) fn commit_moved(mut self, moved: Vec<Moved>) -> Result<SessionStats, Error> {
+        self.finish(|core| commit::put(core, &Outcome::Moved(moved)).map(|()| core.stats()))
+    }
+
+    /// Stores what is in memory, and lets the outcome be put.
+    fn finish<T>(&mut self, commit: impl FnOnce(&Core) -> Result<T, Error>) -> Result<T, Error> {
         self.core.lanes.check()?;
         self.stop(true);
         self.core.lanes.check().or_else(|error| match error {
@@ -308,12 +329,17 @@ impl Session {
             // It is over because `stop` ended it.
             _ => Ok(()),
         })?;
-        let record = commit::commit(&self.core, draft)?;
-        // The snapshot is there; a slot that stays is removed at the next open.
+        let committed = commit(&self.core)?;
+        // The outcome is there; a slot that stays is removed at the next open.
         if let Err(error) = self.release() {
             tracing::warn!(session = %self.core.id, %error, "the slot of a session stays");
         }
-        Ok(record)
+        Ok(committed)
+    }
+
+    /// Returns what the session's parts share.
+    pub(crate) fn core(&self) -> &Core {
+        &self.core
     }
 
     /// Ends all threads; stores what is in memory if it is to be kept.

@@ -71,7 +71,7 @@ pub(crate) fn shares(vault: &Vault, set: &[SnapshotId]) -> Result<Shares, Error>
         let is_inside = set.contains(&record.id);
         let mut referenced = 0;
         let mut seen = HashSet::new();
-        let mut reach = Reach::new(vault, |place: &Place| {
+        let mut reach = Reach::new(vault, |place: &Place, _| {
             if !seen.insert(*place) {
                 return;
             }

@@ -21,7 +21,7 @@ pub(crate) const MAX_IMAGE: u64 = 1 << 62;
 /// The content of one disk or memory image, complete in itself.
 ///
 /// Only the repository that made it can read it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImageRoot {
     pub(crate) size: ByteCount,

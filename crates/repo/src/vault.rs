@@ -18,9 +18,9 @@ use crate::nearby::Nearby;
 use crate::node::Node;
 use crate::parallel;
 use crate::pointer::{BlockId, FramePointer, NodePointer, Place, SegmentName};
-use crate::record::SnapshotRecord;
+use crate::record::Outcome;
 use crate::seal::frame_nonce;
-use crate::segment::{self, Table, Trailer, index};
+use crate::segment::{self, Table, TableEntry, Trailer, index};
 use crate::store::Store;
 use crate::wire::Malformed;
 
@@ -31,8 +31,8 @@ const NODE_CACHE: usize = 48 << 20;
 /// Frame tables kept in memory, in bytes.
 const TABLE_CACHE: usize = 48 << 20;
 
-/// Records of snapshots kept in memory, in bytes.
-const RECORD_CACHE: usize = 32 << 20;
+/// Outcomes of sessions kept in memory, in bytes.
+const OUTCOME_CACHE: usize = 32 << 20;
 /// Requests that go to a store that is far away at the same time.
 const REQUESTS: usize = 16;
 
@@ -50,9 +50,8 @@ pub(crate) struct Vault {
     pub id: RepositoryId,
     pub index: Index,
     nearby: Option<Nearby>,
-    /// Records of snapshots, which are known to be there only as long as they
-    /// are listed.
-    pub records: Cache<SnapshotId, SnapshotRecord>,
+    /// Outcomes, which are known to be there only as long as they are listed.
+    pub outcomes: Cache<SnapshotId, Outcome>,
     building: RwLock<HashMap<SegmentName, Arc<Building>>>,
     frames: Cache<FramePointer, Vec<u8>>,
     nodes: Cache<NodePointer, Node>,
@@ -72,7 +71,7 @@ impl Vault {
             id,
             index: Index::default(),
             nearby,
-            records: Cache::new(RECORD_CACHE),
+            outcomes: Cache::new(OUTCOME_CACHE),
             building: RwLock::default(),
             frames: Cache::new(FRAME_CACHE),
             nodes: Cache::new(NODE_CACHE),
@@ -308,6 +307,14 @@ impl Vault {
         let bound = FrameHeader::bound(header.kind, header.codec, header.raw);
         let opened = sealer.open(frame_nonce(number), &bound, payload)?;
         frame::decode(header.codec, opened, header.raw)
+    }
+
+    /// Whether bytes are the content of a frame that a table names.
+    pub(crate) fn is_content(&self, table: &Table, entry: &TableEntry, raw: &[u8]) -> bool {
+        match Table::node_id(entry) {
+            Some(id) => self.keys.node_id(entry.kind as u8, raw) == id,
+            None => self.keys.ids_of(raw) == table.block_ids(entry),
+        }
     }
 
     /// Returns the bytes of a frame with its header, unverified.

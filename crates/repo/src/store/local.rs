@@ -253,6 +253,16 @@ impl Store for LocalStore {
         self.disk.use_reserve().map_err(|error| self.error("remove", RESERVE, error))
     }
 
+    fn settle(&self, folder: &str) -> Result<(), Error> {
+        let entries = match self.disk.list(folder) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(self.error("read folder", folder, error)),
+        };
+        let folders = entries.into_iter().filter(|(_, found)| matches!(found, Found::Folder));
+        folders.into_iter().try_for_each(|(name, _)| self.sync_folder(&format!("{folder}/{name}")))
+    }
+
     fn sweep(&self) -> Result<(), Error> {
         let mut found = Vec::new();
         self.list_folder(TEMPORARY, &mut found)?;

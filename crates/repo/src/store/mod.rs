@@ -128,6 +128,10 @@ pub(crate) trait Store: Objects {
     /// Gives up the space that was set aside; whether there was any.
     fn use_reserve(&self) -> Result<bool, Error>;
 
+    /// Makes sure that what is gone from the folders in a folder stays away, even
+    /// if whoever removed it could not.
+    fn settle(&self, folder: &str) -> Result<(), Error>;
+
     /// Removes what interrupted operations left outside the key space.
     fn sweep(&self) -> Result<(), Error>;
 }

@@ -126,6 +126,11 @@ impl<O: Objects + 'static> Store for Shared<O> {
         Ok(false)
     }
 
+    /// What is gone in a bucket is gone; what comes late is told by its outcome.
+    fn settle(&self, _folder: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Removes the heartbeats of holders that were ended.
     fn sweep(&self) -> Result<(), Error> {
         let listed = self.objects.list(HELD)?;

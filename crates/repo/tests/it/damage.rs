@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tintype_repo::{Error, Kind, Repository, VerifyLevel};
 
-use crate::support::{BLOCK, content, files, new_repository, read_all, take};
+use crate::support::{BLOCK, content, eager, files, new_repository, read_all, take};
 
 /// Reads everything of a repository; an error is one that names damage.
 fn read_everything(repository: &Repository) -> Result<Vec<Vec<u8>>, Error> {
@@ -50,16 +50,36 @@ fn every_flipped_byte_is_found() {
     assert!(read_everything(&repository).unwrap() == expected);
 }
 
+#[test]
+fn every_flipped_byte_of_an_outcome_is_found() {
+    let (_folder, repository, expected) = of_all_kinds();
+    let outcomes = files(&repository.path().join("outcome"));
+    assert_eq!(outcomes.len(), 4, "three snapshots and a move");
+    for path in outcomes {
+        let good = fs::read(&path).unwrap();
+        for at in 0..good.len() {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            fs::write(&path, &bad).unwrap();
+            check_rotten(&repository, &expected, &format!("{} byte {at}", path.display()));
+        }
+        fs::write(&path, &good).unwrap();
+    }
+}
+
 /// A repository with objects of all kinds: two snapshots that share, one
-/// apart, a deletion that was undone, and an epoch.
+/// apart, a deletion that was undone, a move, and an epoch.
 fn of_all_kinds() -> (tempfile::TempDir, Repository, Vec<Vec<u8>>) {
     let (folder, repository) = new_repository();
     let mut expected = vec![content(1, 50 * BLOCK), content(2, 50 * BLOCK), content(3, 50 * BLOCK)];
     expected[1][..40 * BLOCK].copy_from_slice(&content(1, 40 * BLOCK));
-    let collected = take(&repository, &content(4, 50 * BLOCK), None);
+    let mut parent = content(4, 50 * BLOCK);
+    parent[..32 * BLOCK].copy_from_slice(&expected[0][..32 * BLOCK]);
+    let collected = take(&repository, &parent, None);
+    let first = take(&repository, &expected[0], Some(&collected));
     repository.remove(collected.id).unwrap();
-    repository.gc(tintype_repo::GcParams::default(), &()).unwrap();
-    let first = take(&repository, &expected[0], None);
+    assert_eq!(repository.gc(eager(), &()).unwrap().compaction.snapshots, 1);
+    let first = repository.snapshot(first.id).unwrap();
     take(&repository, &expected[1], Some(&first));
     let third = take(&repository, &expected[2], None);
     repository.remove(third.id).unwrap();

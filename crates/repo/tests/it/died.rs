@@ -12,7 +12,7 @@ use tintype_repo::{GcParams, Repository, SnapshotRecord, VerifyLevel};
 use tintype_types::SnapshotId;
 
 use crate::support::{
-    BLOCK, Dice, begin, content, files, new_repository, on_all_cores, read_all, soak,
+    BLOCK, Dice, begin, content, eager, files, new_repository, on_all_cores, read_all, soak,
     take_numbered, write_image,
 };
 
@@ -39,7 +39,7 @@ fn child_that_works() {
         match dice.roll(6) {
             0 => {
                 println!("begin gc");
-                repository.gc(GcParams::default(), &()).unwrap();
+                repository.gc(eager(), &()).unwrap();
                 deleted.clear();
                 println!("done gc");
             }

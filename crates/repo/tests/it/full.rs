@@ -7,7 +7,7 @@ use std::process::Command;
 use tintype_repo::{Kind, Repository, VerifyLevel};
 
 use crate::support::{BLOCK, begin, content, draft, new_repository, read_all, take};
-use tintype_repo::{ImageParams, InitParams, Unwritten};
+use tintype_repo::{GcParams, ImageParams, InitParams, Skipped, Unwritten};
 use tintype_types::ByteCount;
 
 /// Writes noise until the repository is full; returns the kind of the error.
@@ -62,12 +62,53 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
     repository.remove(record.id).unwrap();
     let id = repository.snapshots().unwrap().records[0].id;
     repository.remove(id).unwrap();
-    assert!(repository.gc(tintype_repo::GcParams::default(), &()).unwrap().segments > 0);
+    assert!(repository.gc(GcParams::default(), &()).unwrap().segments > 0);
     assert_eq!(repository.usage().unwrap().segments, 0);
     assert!(path.join("reserve").exists());
     drop((repository, filler));
     let unmounted = Command::new("umount").arg("-l").arg(folder.path()).status().unwrap();
     assert!(unmounted.success());
+}
+
+#[test]
+fn what_has_no_room_to_move_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let mounted = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"])
+        .arg(folder.path())
+        .output()
+        .is_ok_and(|output| output.status.success());
+    if !mounted {
+        eprintln!("not run: a tmpfs cannot be mounted here");
+        return;
+    }
+    let repository = Repository::init(&folder.path().join("repo"), InitParams::default()).unwrap();
+    let noise = |seed: u64| {
+        let mut bytes = vec![0; 12 << 20];
+        blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
+        bytes
+    };
+    let (first, mut second) = (noise(1), noise(2));
+    second[..4 << 20].copy_from_slice(&first[..4 << 20]);
+    let parent = take(&repository, &first, None);
+    let record = take(&repository, &second, Some(&parent));
+    repository.remove(parent.id).unwrap();
+    let filler = folder.path().join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut file, &[1; 4096]).is_ok() {}
+    file.set_len(file.metadata().unwrap().len() - (2 << 20)).unwrap();
+    let report = repository.gc(GcParams::default(), &()).unwrap();
+    assert_eq!(report.compaction.skipped, Some(Skipped::NoSpace), "{report:?}");
+    assert!(read_all(&repository, &record.images[0].root) == second);
+    std::fs::remove_file(&filler).unwrap();
+    drop(file);
+    let report = repository.gc(GcParams::default(), &()).unwrap();
+    assert_eq!((report.compaction.snapshots, report.compaction.skipped), (1, None));
+    assert!(report.freed_bytes.get() > (7 << 20) + report.compaction.written_bytes.get());
+    let moved = repository.snapshot(record.id).unwrap();
+    assert!(read_all(&repository, &moved.images[0].root) == second);
+    drop(repository);
+    assert!(Command::new("umount").arg("-l").arg(folder.path()).status().unwrap().success());
 }
 
 const LIMITED: &str = "TINTYPE_REPO_TEST_LIMITED";

@@ -1,15 +1,15 @@
-//! Deletion, undo, collection and pins on a real folder.
+//! Deletion, undo, collection, compaction and pins on a real folder.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use proptest::prelude::*;
 use tintype_repo::{
-    Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord, Supervisor, Unwritten,
-    VerifyLevel,
+    CompactionReport, Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord, Supervisor,
+    Unwritten, VerifyLevel,
 };
 use tintype_types::ByteCount;
 
-use crate::support::{BLOCK, begin, content, draft, files, new_repository, read_all, take};
+use crate::support::{BLOCK, begin, content, draft, eager, files, new_repository, read_all, take};
 
 fn collect(repository: &Repository) -> tintype_repo::GcReport {
     repository.gc(GcParams::default(), &()).unwrap()
@@ -232,12 +232,132 @@ fn shares_are_exact() {
     assert_eq!(repository.shares().unwrap(), shares);
 }
 
+/// Two snapshots of which the second has a third of the first, and the first is
+/// deleted and collected.
+fn mostly_garbage(repository: &Repository) -> (SnapshotRecord, Vec<u8>) {
+    let first = content(1, 96 * BLOCK);
+    let mut second = content(2, 96 * BLOCK);
+    second[..32 * BLOCK].copy_from_slice(&first[..32 * BLOCK]);
+    let record = take(repository, &first, None);
+    let kept = take(repository, &second, Some(&record));
+    repository.remove(record.id).unwrap();
+    let mut plain = GcParams::default();
+    plain.compaction = None;
+    repository.gc(plain, &()).unwrap();
+    (kept, second)
+}
+
+#[test]
+fn what_is_left_of_a_segment_is_moved() {
+    let (_folder, repository) = new_repository();
+    let (record, image) = mostly_garbage(&repository);
+    let before = repository.usage().unwrap();
+    assert_eq!(collect(&repository), tintype_repo::GcReport::default(), "it does not pay");
+    let mut would = eager();
+    would.dry_run = true;
+    let would = repository.gc(would, &()).unwrap().compaction;
+    let report = repository.gc(eager(), &()).unwrap();
+    let CompactionReport { segments, snapshots, .. } = report.compaction;
+    assert_eq!((segments, snapshots), (would.segments, 1));
+    assert_eq!(report.compaction.skipped, None);
+    let moved = repository.snapshot(record.id).unwrap();
+    assert_ne!(moved.images, record.images);
+    assert_eq!(SnapshotRecord { images: record.images.clone(), ..moved.clone() }, record);
+    let after = repository.usage().unwrap();
+    assert!(after.segment_bytes < before.segment_bytes, "{before:?} {after:?}");
+    assert_eq!(repository.shares().unwrap().snapshots.len(), 1);
+    check_good(&Repository::open(repository.path()).unwrap(), &[moved], &[image]);
+    // Once more: the first move is forgotten.
+    repository.gc(eager(), &()).unwrap();
+    repository.remove(record.id).unwrap();
+    collect(&repository);
+    assert_eq!(repository.usage().unwrap().segments, 0);
+    for folder in ["outcome", "gone"] {
+        assert_eq!(files(&repository.path().join(folder)), Vec::<std::path::PathBuf>::new());
+    }
+}
+
+#[test]
+fn what_is_read_stays_where_it_is() {
+    let (_folder, repository) = new_repository();
+    let (record, image) = mostly_garbage(&repository);
+    let pin = repository.pin(record.id).unwrap();
+    let other = Repository::open(repository.path()).unwrap();
+    assert_eq!(other.gc(eager(), &()).unwrap().compaction, CompactionReport::default());
+    drop(pin);
+    // One that began to read before it was moved.
+    let pin = repository.pin(record.id).unwrap();
+    assert_eq!(*pin.record(), record);
+    drop(pin);
+    assert_eq!(other.gc(eager(), &()).unwrap().compaction.snapshots, 1);
+    assert!(read_all(&other, &other.snapshot(record.id).unwrap().images[0].root) == image);
+}
+
+#[test]
+fn a_parent_that_was_moved_is_found() {
+    let (_folder, repository) = new_repository();
+    let (record, image) = mostly_garbage(&repository);
+    let old = record.images[0].root.clone();
+    let size = ByteCount(image.len() as u64);
+    let params = ImageParams { size, parent: Some(old.clone()), unwritten: Unwritten::Parent };
+    // This one began when it was where it was, and needs it there.
+    let early = begin(&repository);
+    let early_root = early.image(params.clone()).unwrap().finish().unwrap();
+    let other = Repository::open(repository.path()).unwrap();
+    let report = other.gc(eager(), &()).unwrap();
+    assert_eq!((report.compaction.snapshots, report.waiting_for), (1, 1), "{report:?}");
+    let first = early.commit(draft(vec![("ram", early_root)])).unwrap();
+    collect(&other);
+    // This one only knows where it was.
+    let late = begin(&repository);
+    let root = late.image(params).unwrap().finish().unwrap();
+    assert_ne!(root, old);
+    let second = late.commit(draft(vec![("ram", root), ("same", old)])).unwrap();
+    assert_eq!(second.images[0].root, second.images[1].root);
+    let moved = other.snapshot(record.id).unwrap();
+    collect(&other);
+    let records = [moved, first, second];
+    check_good(&Repository::open(repository.path()).unwrap(), &records, &vec![image; 3]);
+}
+
+#[test]
+fn little_more_is_kept_than_is_needed() {
+    let (_folder, repository) = new_repository();
+    let mut image = content(1, 4_000 * BLOCK);
+    let mut records: Vec<SnapshotRecord> = Vec::new();
+    for seed in 2..20_u64 {
+        for place in 0..12 {
+            let at = usize::try_from((seed * 331 + place * 317) % 3_960).unwrap() * BLOCK;
+            image[at..at + 32 * BLOCK].copy_from_slice(&content(seed * 100 + place, 32 * BLOCK));
+        }
+        records.push(take(&repository, &image, records.last()));
+    }
+    for record in &records[..17] {
+        repository.remove(record.id).unwrap();
+    }
+    let mut plain = GcParams::default();
+    plain.compaction = None;
+    repository.gc(plain, &()).unwrap();
+    let before = repository.usage().unwrap();
+    let report = collect(&repository);
+    let after = repository.usage().unwrap();
+    let needed = repository.shares().unwrap().referenced_bytes;
+    eprintln!("{before:?} {report:?} {after:?} {needed:?}");
+    let freed = report.freed_bytes.get() - report.compaction.written_bytes.get();
+    assert!(freed > 1 << 20, "{report:?}");
+    assert!(after.repository_bytes.get() * 10 < needed.get() * 12, "{after:?} for {needed:?}");
+    let moved = repository.snapshot(records[17].id).unwrap();
+    check_good(&Repository::open(repository.path()).unwrap(), &[moved], &[image]);
+    assert_eq!(collect(&repository), tintype_repo::GcReport::default());
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Take(bool),
     Remove(usize),
     Undo(usize),
     Collect,
+    Compact,
     Reopen,
 }
 
@@ -246,7 +366,8 @@ fn step() -> impl Strategy<Value = Step> {
         4 => any::<bool>().prop_map(Step::Take),
         3 => (0..20_usize).prop_map(Step::Remove),
         2 => (0..20_usize).prop_map(Step::Undo),
-        2 => Just(Step::Collect),
+        1 => Just(Step::Collect),
+        2 => Just(Step::Compact),
         1 => Just(Step::Reopen),
     ]
 }
@@ -290,11 +411,21 @@ proptest! {
                     prop_assert_eq!(collect(&repository).waiting_for, 0);
                     all.iter_mut().for_each(|snapshot| snapshot.3 |= snapshot.2);
                 }
+                Step::Compact => {
+                    // The records that it has go on to say where all was before.
+                    prop_assert_eq!(repository.gc(eager(), &()).unwrap().waiting_for, 0);
+                    all.iter_mut().for_each(|snapshot| snapshot.3 |= snapshot.2);
+                }
                 Step::Reopen => repository = Repository::open(repository.path()).unwrap(),
             }
         }
         let (records, images): (Vec<_>, Vec<_>) =
             all.into_iter().filter(|s| !s.2).map(|s| (s.0, s.1)).unzip();
+        let moved: Vec<_> = records.iter().map(|r| repository.snapshot(r.id).unwrap()).collect();
+        let without_places =
+            |r: &SnapshotRecord| SnapshotRecord { images: Vec::new(), ..r.clone() };
+        prop_assert!(moved.iter().map(without_places).eq(records.iter().map(without_places)));
+        let records = moved;
         check_good(&Repository::open(repository.path()).unwrap(), &records, &images);
     }
 }

@@ -16,7 +16,7 @@ use tintype_repo::{
 };
 use tintype_testkit::{Error as KitError, S3Flaw, S3Server};
 
-use crate::support::{BLOCK, begin, content, draft, read_all, soak, take, write_image};
+use crate::support::{BLOCK, begin, content, draft, eager, read_all, soak, take, write_image};
 
 /// What a child process is told: the server, the bucket and a seed.
 const HOST: &str = "TINTYPE_REPO_TEST_HOST";
@@ -206,8 +206,12 @@ fn child_that_is_a_host() {
             repository.remove(oldest.id).unwrap();
         }
         if round % 3 == 2 {
-            match repository.gc(GcParams::default(), &()) {
-                Ok(report) => println!("collected {}", report.segments),
+            match repository.gc(eager(), &()) {
+                Ok(report) => {
+                    println!("collected {}", report.segments);
+                    println!("moved {}", report.compaction.snapshots);
+                }
+                Err(error) if error.kind() == Kind::Fenced => println!("fenced compaction"),
                 // Another one has deleted what this one was looking at.
                 Err(error) if error.kind() == Kind::Damaged => println!("gave way {error}"),
                 Err(error) => panic!("gc: {error:?}"),
@@ -244,6 +248,7 @@ struct Said {
     /// Whether each snapshot must be there; one that was being deleted may.
     snapshots: HashMap<u64, bool>,
     collected: u64,
+    moved: u64,
     lines: Vec<String>,
 }
 
@@ -266,6 +271,7 @@ fn end_host(mut host: Child, said: &mut Said) {
             ("kept", Ok(seed)) => _ = said.snapshots.insert(seed, true),
             ("deleting", Ok(seed)) => _ = said.snapshots.insert(seed, false),
             ("collected", Ok(segments)) => said.collected += segments,
+            ("moved", Ok(snapshots)) => said.moved += snapshots,
             ("fenced", _) | ("gave", _) => said.lines.push(line),
             _ => {}
         }
@@ -326,10 +332,12 @@ fn take_delete_collect_and_die(server: Option<S3Server>, life: Duration) {
     assert_eq!(report.damaged, []);
     assert_eq!(report.segments, repository.usage().unwrap().segments, "nothing of them is left");
     eprintln!(
-        "soak: {} snapshots by {seed} hosts, {} there, {} segments collected meanwhile; {:?}",
+        "soak: {} snapshots by {seed} hosts, {} there, {} segments collected and {} snapshots \
+         moved meanwhile; {:?}",
         said.snapshots.len(),
         found.len(),
         said.collected,
+        said.moved,
         said.lines
     );
     assert!(said.enough());

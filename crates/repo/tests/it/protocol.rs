@@ -1,12 +1,16 @@
-//! The protocol of sessions, deletion, collection and pins as a model that is
-//! checked in all its states, for several small sets of writers, collectors, a
-//! reader, and a user who deletes and undoes. Each rule is left out once, and then something
-//! must be lost.
+//! The protocol of sessions, deletion, collection, compaction and pins as a model
+//! that is checked in all its states, for several small sets of writers,
+//! compactors, collectors, a reader, and a user who deletes and undoes. Each rule
+//! is left out once, and then something must be lost.
 
 use stateright::{Checker, Model, Property};
 
-/// Segment 0 belongs to the first snapshot, segment 1 + w to writer w.
+/// Segments 0 and 6 belong to the first snapshot, segment 1 + w to writer w,
+/// segment 3 + c to compactor c.
 type Segments = u8;
+/// Where the first snapshot is until it is moved.
+const FIRST: Segments = 1 | 1 << 6;
+const SEGMENTS: u8 = 7;
 
 /// The rules whose absence loses data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +36,14 @@ enum Rule {
     SpareOpen,
     /// A reader looks for its snapshot after putting its slot.
     PinFirst,
+    /// A compactor looks where the snapshot is after putting its slot.
+    LookAfterSlot,
+    /// Of two versions that were made of the same one, all take the same.
+    SameVersion,
+    /// What a reader may read of versions that do not count any more is spared.
+    SpareRead,
+    /// A move that others have followed is not forgotten while someone reads.
+    KeepReadMove,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -69,10 +81,41 @@ struct Writer {
     refers: Segments,
 }
 
+/// How a compactor ended: the first snapshot is there now, as this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Move {
+    None,
+    Aborted,
+    Moved { version: u8, to: Segments },
+    Forgotten,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum CompactorStep {
+    ReadEpoch,
+    PutSlot,
+    ReadAgain,
+    Look,
+    Store,
+    Commit,
+    Over,
+}
+
+/// Moves one segment of the first snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Compactor {
+    step: CompactorStep,
+    epoch: u8,
+    slot: Option<u8>,
+    forbidden: Segments,
+    version: u8,
+    keeps: Segments,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum CollectorStep {
     Begin,
-    /// Reading deletions, slots, outcomes; then to condemn or to finalize.
+    /// Reading deletions, outcomes, slots; then to condemn or to finalize.
     Mark {
         read: u8,
         again: bool,
@@ -82,6 +125,7 @@ enum CollectorStep {
     EndSessions,
     EndDeletions,
     Delete,
+    Forget,
     Over,
 }
 
@@ -92,6 +136,9 @@ struct Collector {
     /// What the mark has read so far.
     deleted: u8,
     pinned: u8,
+    /// What each snapshot needs, and where the first one was before.
+    places: [Segments; 3],
+    superseded: Segments,
     needed: Segments,
     /// Condemned, later to delete.
     doomed: Segments,
@@ -104,7 +151,7 @@ enum ReaderStep {
     Registered,
     /// Only without the rule: it has seen the snapshot and has no slot.
     Looked,
-    Reading,
+    Reading(Segments),
     Over,
 }
 
@@ -122,9 +169,40 @@ struct State {
     /// Of the first snapshot, then of each writer.
     outcomes: [Outcome; 3],
     deletions: [Deletion; 3],
+    moves: Vec<Move>,
     writers: Vec<Writer>,
+    compactors: Vec<Compactor>,
     collectors: Vec<Collector>,
     reader: ReaderStep,
+}
+
+impl State {
+    /// Returns the move that counts and its version, and where the first snapshot
+    /// is; `lowest` if of two the same that of the lower id is taken.
+    fn first(&self, lowest: bool) -> (Option<usize>, u8, Segments) {
+        let mut current = (None, 0, FIRST);
+        for (c, end) in self.moves.iter().enumerate() {
+            if let Move::Moved { version, to } = *end
+                && (version > current.1 || (version == current.1 && !lowest))
+            {
+                current = (Some(c), version, to);
+            }
+        }
+        current
+    }
+
+    fn is_first_there(&self) -> bool {
+        matches!(self.deletions[0], Deletion::Never | Deletion::Undone)
+    }
+
+    /// What a committed snapshot needs.
+    fn needs(&self, s: usize) -> Segments {
+        match self.outcomes[s] {
+            Outcome::Committed(_) if s == 0 => self.first(false).2,
+            Outcome::Committed(refers) => refers,
+            Outcome::None | Outcome::Aborted => 0,
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -132,14 +210,19 @@ enum Action {
     Writer(usize),
     /// A writer chooses what to refer to beside its own segment.
     Refer(usize, Segments),
+    Compactor(usize),
+    /// A compactor chooses what to move.
+    Empty(usize, Segments),
     Collector(usize),
     Reader,
     Delete(usize),
     Undo(usize),
 }
 
+#[derive(Debug, Clone, Copy)]
 struct Protocol {
     writers: usize,
+    compactors: usize,
     collectors: usize,
     epochs: u8,
     reader: bool,
@@ -195,9 +278,68 @@ impl Protocol {
     fn usable(&self, state: &State, w: usize) -> Segments {
         let committed = (0..3)
             .filter(|s| matches!(state.outcomes[*s], Outcome::Committed(_)))
-            .fold(0, |mask, s| mask | 1 << s);
+            .fold(FIRST & !1, |mask, s| mask | 1 << s);
+        let moved = state.moves.iter().enumerate();
+        let moved = moved.filter(|(_, end)| matches!(end, Move::Moved { .. } | Move::Forgotten));
+        let committed = moved.fold(committed, |mask, (c, _)| mask | 8 << c);
         let owned = if self.has(Rule::CommittedOnly) { committed } else { !(2 << w) };
         state.segments & owned & !state.writers[w].forbidden
+    }
+
+    fn compactor(&self, state: &mut State, c: usize) -> Option<()> {
+        let newest = u8::try_from(state.epochs.len()).unwrap() - 1;
+        let looks_first = !self.has(Rule::LookAfterSlot);
+        let mut compactor = state.compactors[c];
+        compactor.step = match compactor.step {
+            CompactorStep::ReadEpoch => {
+                compactor.epoch = newest;
+                CompactorStep::PutSlot
+            }
+            CompactorStep::PutSlot => {
+                compactor.slot = Some(compactor.epoch);
+                CompactorStep::ReadAgain
+            }
+            CompactorStep::ReadAgain if newest != compactor.epoch => {
+                compactor.slot = None;
+                CompactorStep::ReadEpoch
+            }
+            CompactorStep::ReadAgain => {
+                let epoch = state.epochs[usize::from(compactor.epoch)];
+                compactor.forbidden = if epoch.done { 0 } else { epoch.condemned };
+                if looks_first { CompactorStep::Store } else { CompactorStep::Look }
+            }
+            CompactorStep::Look => {
+                // It finds nothing to move.
+                compactor.slot = None;
+                CompactorStep::Over
+            }
+            CompactorStep::Store => {
+                state.segments |= 8 << c;
+                CompactorStep::Commit
+            }
+            CompactorStep::Commit => {
+                if state.moves[c] == Move::None {
+                    let (version, to) = (compactor.version, compactor.keeps | 8 << c);
+                    state.moves[c] = Move::Moved { version, to };
+                }
+                compactor.slot = None;
+                CompactorStep::Over
+            }
+            CompactorStep::Over => return None,
+        };
+        state.compactors[c] = compactor;
+        Some(())
+    }
+
+    /// A compactor finds the snapshot, and chooses a segment to move.
+    fn empty(&self, state: &mut State, c: usize, segment: Segments) {
+        let (_, version, places) = state.first(false);
+        let compactor = &mut state.compactors[c];
+        (compactor.version, compactor.keeps) = (version + 1, places & !segment);
+        compactor.step = match self.has(Rule::LookAfterSlot) {
+            true => CompactorStep::Store,
+            false => CompactorStep::ReadEpoch,
+        };
     }
 
     fn collector(&self, state: &mut State, c: usize) -> Option<()> {
@@ -245,7 +387,9 @@ impl Protocol {
                 let present = state.segments & collector.doomed;
                 state.segments &= !(1 << present.trailing_zeros());
             }
-            CollectorStep::Delete => {
+            CollectorStep::Delete => collector.step = CollectorStep::Forget,
+            CollectorStep::Forget => {
+                self.forget_moves(state);
                 state.epochs[usize::from(collector.epoch)].done = true;
                 collector.step = CollectorStep::Over;
             }
@@ -263,30 +407,47 @@ impl Protocol {
         Some(())
     }
 
+    /// Forgets the moves that others have followed.
+    fn forget_moves(&self, state: &mut State) {
+        let is_read = matches!(state.reader, ReaderStep::Registered | ReaderStep::Reading(_));
+        let (current, ..) = state.first(false);
+        for (c, end) in state.moves.iter_mut().enumerate() {
+            let is_kept = current == Some(c) || (is_read && self.has(Rule::KeepReadMove));
+            if matches!(end, Move::Moved { .. }) && !is_kept {
+                *end = Move::Forgotten;
+            }
+        }
+    }
+
     /// One of the three reads of a mark, and what follows the last.
     fn mark(&self, state: &mut State, collector: &mut Collector, read: u8, again: bool) {
         let spares_open = again && self.has(Rule::SpareOpen);
         let gone =
             |d: &Deletion| *d == Deletion::Collected || (*d == Deletion::Open && !spares_open);
-        match read {
-            0 => {
-                let deleted = state.deletions.iter().enumerate().filter(|(_, d)| gone(d));
-                collector.deleted = deleted.fold(0, |mask, (s, _)| mask | 1 << s);
-            }
-            1 => {
-                let registered =
-                    matches!(state.reader, ReaderStep::Registered | ReaderStep::Reading);
-                collector.pinned = u8::from(registered);
-            }
-            _ => {
-                let spared = !collector.deleted | collector.pinned;
-                collector.needed = (0..3)
-                    .filter(|s| spared & 1 << s != 0)
-                    .map(|s| match state.outcomes[s] {
-                        Outcome::Committed(refers) => refers,
-                        Outcome::None | Outcome::Aborted => 0,
-                    })
-                    .fold(0, |all, refers| all | refers);
+        if read == 0 {
+            let deleted = state.deletions.iter().enumerate().filter(|(_, d)| gone(d));
+            collector.deleted = deleted.fold(0, |mask, (s, _)| mask | 1 << s);
+        } else if read == 2 {
+            let registered =
+                matches!(state.reader, ReaderStep::Registered | ReaderStep::Reading(_));
+            collector.pinned = u8::from(registered);
+        } else {
+            let (current, _, first) = state.first(!self.has(Rule::SameVersion));
+            collector.places = [first, state.needs(1), state.needs(2)];
+            let old = |(c, end): (usize, &Move)| match end {
+                Move::Moved { to, .. } if current != Some(c) => *to,
+                _ => 0,
+            };
+            let superseded = state.moves.iter().enumerate().map(old);
+            let superseded = superseded.fold(FIRST, |all, to| all | to);
+            collector.superseded = if self.has(Rule::SpareRead) { superseded } else { 0 };
+        }
+        if read == 2 {
+            let spared = !collector.deleted | collector.pinned;
+            let needs = (0..3).filter(|s| spared & 1 << s != 0).map(|s| collector.places[s]);
+            collector.needed = needs.fold(0, |all, needs| all | needs);
+            if collector.pinned != 0 {
+                collector.needed |= collector.superseded;
             }
         }
         collector.step = match (read, again) {
@@ -303,6 +464,7 @@ impl Protocol {
         };
         if matches!(collector.step, CollectorStep::ListSegments | CollectorStep::Delete) {
             (collector.deleted, collector.pinned) = (0, 0);
+            (collector.places, collector.superseded) = ([0; 3], 0);
         }
     }
 
@@ -320,6 +482,7 @@ impl Protocol {
                     state.writers[w].slot = None;
                 }
             }
+            None if self.end_one_compactor(state, collector.epoch) => {}
             None => {
                 collector.needed = 0;
                 collector.step = CollectorStep::EndDeletions;
@@ -327,14 +490,25 @@ impl Protocol {
         }
     }
 
+    fn end_one_compactor(&self, state: &mut State, epoch: u8) -> bool {
+        let older = |c: &Compactor| c.slot.is_some_and(|slot| slot < epoch);
+        let open = |c: &usize| older(&state.compactors[*c]) && state.moves[*c] == Move::None;
+        let found = (0..state.compactors.len()).find(open);
+        if let Some(c) = found {
+            state.moves[c] = Move::Aborted;
+            state.segments &= !(8 << c);
+        }
+        found.is_some()
+    }
+
     fn reader(&self, state: &mut State) -> Option<()> {
-        let there = matches!(state.deletions[0], Deletion::Never | Deletion::Undone);
+        let there = state.is_first_there();
         state.reader = match state.reader {
             ReaderStep::Begin if self.has(Rule::PinFirst) => ReaderStep::Registered,
             ReaderStep::Begin if there => ReaderStep::Looked,
-            ReaderStep::Looked => ReaderStep::Reading,
-            ReaderStep::Registered if there => ReaderStep::Reading,
-            ReaderStep::Begin | ReaderStep::Registered | ReaderStep::Reading => ReaderStep::Over,
+            ReaderStep::Looked => ReaderStep::Reading(state.first(false).2),
+            ReaderStep::Registered if there => ReaderStep::Reading(state.first(false).2),
+            ReaderStep::Begin | ReaderStep::Registered | ReaderStep::Reading(_) => ReaderStep::Over,
             ReaderStep::Over => return None,
         };
         Some(())
@@ -353,15 +527,25 @@ impl Model for Protocol {
             epoch: 0,
             deleted: 0,
             pinned: 0,
+            places: [0; 3],
+            superseded: 0,
             needed: 0,
             doomed: 0,
         };
+        let step = match self.has(Rule::LookAfterSlot) {
+            true => CompactorStep::ReadEpoch,
+            false => CompactorStep::Look,
+        };
+        let compactor =
+            Compactor { step, epoch: 0, slot: None, forbidden: 0, version: 0, keeps: 0 };
         vec![State {
             epochs: vec![Epoch { condemned: 0, decided: Some(0), done: true }],
-            segments: 1,
-            outcomes: [Outcome::Committed(1), Outcome::None, Outcome::None],
+            segments: FIRST,
+            outcomes: [Outcome::Committed(FIRST), Outcome::None, Outcome::None],
             deletions: [Deletion::Never; 3],
+            moves: vec![Move::None; self.compactors],
             writers: vec![writer; self.writers],
+            compactors: vec![compactor; self.compactors],
             collectors: vec![collector; self.collectors],
             reader: if self.reader { ReaderStep::Begin } else { ReaderStep::Over },
         }]
@@ -372,10 +556,19 @@ impl Model for Protocol {
             if writer.step == WriterStep::List {
                 let usable = self.usable(state, w);
                 actions.push(Action::Refer(w, 0));
-                let one = (0..3).map(|s| 1 << s).filter(|segment| usable & segment != 0);
+                let one = (0..SEGMENTS).map(|s| 1 << s).filter(|segment| usable & segment != 0);
                 actions.extend(one.map(|segment| Action::Refer(w, segment)));
             } else {
                 actions.push(Action::Writer(w));
+            }
+        }
+        for (c, compactor) in state.compactors.iter().enumerate() {
+            actions.push(Action::Compactor(c));
+            let (_, _, places) = state.first(false);
+            let is_usable = state.is_first_there() && places & compactor.forbidden == 0;
+            if compactor.step == CompactorStep::Look && is_usable {
+                let one = (0..SEGMENTS).map(|s| 1 << s).filter(|segment| places & segment != 0);
+                actions.extend(one.map(|segment| Action::Empty(c, segment)));
             }
         }
         actions.extend((0..state.collectors.len()).map(Action::Collector));
@@ -400,6 +593,8 @@ impl Model for Protocol {
                 state.writers[w].refers = segment;
                 state.writers[w].step = WriterStep::Store;
             }
+            Action::Compactor(c) => self.compactor(&mut state, c)?,
+            Action::Empty(c, segment) => self.empty(&mut state, c, segment),
             Action::Collector(c) => self.collector(&mut state, c)?,
             Action::Reader => self.reader(&mut state)?,
             Action::Delete(s) => state.deletions[s] = Deletion::Open,
@@ -410,15 +605,13 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![Property::always("nothing that can be asked for is lost", |_, state: &State| {
-            let lost = |s: usize| match state.outcomes[s] {
-                Outcome::Committed(refers) => refers & !state.segments != 0,
-                Outcome::None | Outcome::Aborted => false,
+            let lost = |s: usize| state.needs(s) & !state.segments != 0;
+            let cannot_read = match state.reader {
+                ReaderStep::Reading(places) => places & !state.segments != 0,
+                _ => false,
             };
-            let reading = state.reader == ReaderStep::Reading;
-            (0..3).all(|s| {
-                let collected = state.deletions[s] == Deletion::Collected;
-                (collected && !(s == 0 && reading)) || !lost(s)
-            })
+            let collected = |s: usize| state.deletions[s] == Deletion::Collected;
+            !cannot_read && (0..3).all(|s| collected(s) || !lost(s))
         })]
     }
 }
@@ -430,12 +623,26 @@ fn check(protocol: Protocol) -> (usize, bool) {
 
 #[test]
 fn nothing_is_lost_in_any_state() {
-    let small = [(1, 2, 1, true), (1, 1, 2, true), (2, 1, 2, false)];
-    for (writers, collectors, epochs, reader) in small {
-        let protocol = Protocol { writers, collectors, epochs, reader, without: None };
+    let of = |writers, compactors, collectors, epochs, reader| Protocol {
+        writers,
+        compactors,
+        collectors,
+        epochs,
+        reader,
+        without: None,
+    };
+    let small = [
+        of(1, 0, 2, 1, true),
+        of(1, 0, 1, 2, true),
+        of(2, 0, 1, 2, false),
+        of(0, 1, 2, 1, true),
+        of(0, 2, 1, 2, true),
+        of(1, 1, 1, 2, false),
+    ];
+    for protocol in small {
         let (states, good) = check(protocol);
-        eprintln!("{writers} writers, {collectors} collectors, {epochs} epochs: {states} states");
-        assert!(good);
+        eprintln!("{protocol:?}: {states} states");
+        assert!(good, "{protocol:?}");
         assert!(states > 10_000);
     }
 }
@@ -444,21 +651,24 @@ fn nothing_is_lost_in_any_state() {
 fn every_rule_is_needed() {
     use Rule::*;
     let rules = [
-        ReadEpochAgain,
-        AvoidCondemned,
-        CommittedOnly,
-        Fence,
-        KeepAborted,
-        EndOlder,
-        MarkAgain,
-        FirstEndWins,
-        SpareOpen,
-        PinFirst,
+        (ReadEpochAgain, 2, 0, false),
+        (AvoidCondemned, 2, 0, false),
+        (CommittedOnly, 2, 0, false),
+        (Fence, 2, 0, false),
+        (KeepAborted, 2, 0, false),
+        (EndOlder, 2, 0, false),
+        (MarkAgain, 2, 0, false),
+        (FirstEndWins, 2, 0, false),
+        (SpareOpen, 2, 0, false),
+        (PinFirst, 0, 0, true),
+        (LookAfterSlot, 0, 2, false),
+        (SameVersion, 0, 2, false),
+        (SpareRead, 0, 1, true),
+        (KeepReadMove, 0, 2, true),
     ];
-    for rule in rules {
-        let reader = rule == PinFirst;
-        let writers = if reader { 0 } else { 2 };
-        let protocol = Protocol { writers, collectors: 1, epochs: 2, reader, without: Some(rule) };
+    for (rule, writers, compactors, reader) in rules {
+        let without = Some(rule);
+        let protocol = Protocol { writers, compactors, collectors: 1, epochs: 2, reader, without };
         let (states, good) = check(protocol);
         eprintln!("without {rule:?}: lost within {states} states");
         assert!(!good, "nothing is lost without {rule:?}");

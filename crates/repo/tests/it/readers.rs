@@ -1,6 +1,6 @@
 //! Random repositories, read by both readers and compared with what was
 //! written: images of all sizes, sparse, dense, noise, text and repetition, in
-//! generations, of several VMs, with deletions, collections and sessions that
+//! generations, of several VMs, with deletions, collections, moves and sessions that
 //! were given up, open and sealed in each way.
 
 use std::collections::BTreeMap;
@@ -12,13 +12,13 @@ use age::secrecy::ExposeSecret;
 use ring::digest::{Context, SHA256};
 use serde::Deserialize;
 use tintype_repo::{
-    Encryption, GcParams, ImageParams, ImageReader, ImageWriter, InitParams, Label, NamedImage,
-    Repository, Session, SessionParams, SnapshotRecord, Unwritten,
+    Encryption, ImageParams, ImageReader, ImageWriter, InitParams, Label, NamedImage, Repository,
+    Session, SessionParams, SnapshotRecord, Unwritten,
 };
 use tintype_types::{ByteCount, Extent, VmId};
 
 use crate::judge::{SCRIPT, can_judge};
-use crate::support::{BLOCK, Dice, draft, on_all_cores, soak};
+use crate::support::{BLOCK, Dice, draft, eager, on_all_cores, soak};
 
 const SIZE: u64 = BLOCK as u64;
 /// Imports what stretches a passphrase, as the second reader does.
@@ -238,8 +238,11 @@ impl Scene<'_> {
                 self.there.sort_by_key(|written| written.record.sequence);
             }
             2 => {
-                self.repository.gc(GcParams::default(), &()).unwrap();
+                self.repository.gc(eager(), &()).unwrap();
                 self.deleted.clear();
+                self.there.iter_mut().for_each(|written| {
+                    written.record = self.repository.snapshot(written.record.id).unwrap();
+                });
             }
             3 => drop(self.write()),
             4 if !self.there.is_empty() => self.label(),

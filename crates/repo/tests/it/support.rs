@@ -7,8 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tintype_repo::{
-    ImageParams, ImageRoot, InitParams, NamedImage, Repository, Session, SessionParams,
-    SnapshotDraft, SnapshotRecord, Unwritten,
+    CompactionParams, GcParams, ImageParams, ImageRoot, InitParams, NamedImage, Repository,
+    Session, SessionParams, SnapshotDraft, SnapshotRecord, Unwritten,
 };
 use tintype_types::{ByteCount, SnapshotName, VmId, VmName};
 
@@ -76,6 +76,16 @@ pub(crate) fn take_numbered(
     let mut draft = draft(vec![("ram", write_image(&session, content, parent))]);
     draft.details = serde_json::json!(number);
     session.commit(draft).unwrap()
+}
+
+/// Moves everything that is in a segment with anything that nobody needs.
+pub(crate) fn eager() -> GcParams {
+    let mut compaction = CompactionParams::default();
+    compaction.live_percent = 100;
+    compaction.least_gain = None;
+    let mut params = GcParams::default();
+    params.compaction = Some(compaction);
+    params
 }
 
 pub(crate) fn read_all(repository: &Repository, root: &ImageRoot) -> Vec<u8> {
