@@ -4,6 +4,7 @@
 
 mod apt;
 mod backports;
+mod python;
 mod s3;
 
 use std::io::IsTerminal;
@@ -107,6 +108,7 @@ pub(crate) fn ensure(consent: Consent) -> Result<(), Failure> {
 /// Installs what only the tests need.
 pub(crate) fn ensure_for_tests() -> Result<(), Failure> {
     install_missing(TESTS)?;
+    python::ensure_inspector()?;
     s3::ensure()
 }
 

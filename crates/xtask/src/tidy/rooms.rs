@@ -27,6 +27,7 @@ struct Rule {
 const RULES: &[Rule] = &[
     Rule { room: "types", uses: &[], tests_use: &[] },
     Rule { room: "stream", uses: &["types"], tests_use: &[] },
+    Rule { room: "inspect", uses: &["types"], tests_use: &["testkit"] },
     Rule { room: "nbd", uses: &["types"], tests_use: &[] },
     Rule { room: "repo", uses: &["types"], tests_use: &["testkit"] },
     Rule { room: "retention", uses: &[], tests_use: &["testkit"] },
