@@ -34,7 +34,8 @@ impl DiskHost<'_> {
         let config = HostConfig::new(self.program, self.folder);
         for disk in disks {
             let (path, format) = (disk.path.clone(), disk.format.clone());
-            let params = CreateParams { path, format, size: disk.root.size(), mode: 0o600 };
+            let params =
+                CreateParams { path, format, size: disk.root.size(), mode: 0o600, backing: None };
             ImageHost::create(&config, &params)
                 .map_err(Error::step(format!("cannot make the disk `{}`", disk.name)))?;
         }

@@ -23,6 +23,9 @@ pub struct CreateParams {
     pub size: ByteCount,
     /// The file's permission bits, less those of the process's umask.
     pub mode: u32,
+    /// The name and format of the file below it, as the header is to have them. It is
+    /// not opened, and only qcow2 has one here.
+    pub backing: Option<(String, Format)>,
 }
 
 impl ImageHost {
@@ -56,7 +59,11 @@ fn format(config: &HostConfig, params: &CreateParams) -> Result<(), Error> {
     let file = json!({ "driver": "file", "node-name": "file", "filename": path });
     monitor.call("blockdev-add", &file)?;
     let driver = params.format.as_str();
-    let options = json!({ "driver": driver, "file": "file", "size": params.size.get() });
+    let mut options = json!({ "driver": driver, "file": "file", "size": params.size.get() });
+    if let Some((name, format)) = &params.backing {
+        options["backing-file"] = json!(name);
+        options["backing-fmt"] = json!(format.as_str());
+    }
     let job = json!({ "job-id": "create", "options": options });
     monitor.call("blockdev-create", &job)?;
     wait_for_job(&mut monitor, config.timeout)?;

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::host::Monitor;
-use crate::spec::{Access, Cache, Format, ImageSpec};
+use crate::spec::{Access, Cache, Format, ImageSpec, LayerSpec};
 
 /// The longest chain of backing files.
 const MAX_LAYERS: usize = 256;
@@ -23,15 +23,21 @@ struct Layer {
     format: Format,
     access: Access,
     cache: Cache,
+    /// What exchanges the first bytes of the file.
+    head: Option<PathBuf>,
 }
 
 /// Opens an image as the node `name`.
 pub(crate) fn open(monitor: &mut Monitor, spec: &ImageSpec, name: &str) -> Result<(), Error> {
+    if let Some(layers) = &spec.given {
+        return open_given(monitor, spec, layers, name);
+    }
     let mut layer = Layer {
         path: absolute(&spec.path)?,
         format: spec.format.clone(),
         access: spec.access,
         cache: spec.cache,
+        head: None,
     };
     let mut above = Vec::new();
     loop {
@@ -56,6 +62,60 @@ pub(crate) fn open(monitor: &mut Monitor, spec: &ImageSpec, name: &str) -> Resul
         let own = if depth == 0 { name.to_owned() } else { format!("{name}-{depth}") };
         add(monitor, layer, &own, Some(&below))?;
         below = own;
+    }
+    Ok(())
+}
+
+/// Opens files that were inspected, each over the next, and no others.
+fn open_given(
+    monitor: &mut Monitor,
+    spec: &ImageSpec,
+    layers: &[LayerSpec],
+    name: &str,
+) -> Result<(), Error> {
+    let mut below: Option<String> = None;
+    for (depth, given) in layers.iter().enumerate().rev() {
+        let layer = Layer {
+            path: absolute(&given.path)?,
+            format: given.format.clone(),
+            access: if depth == 0 { spec.access } else { Access::ReadOnly },
+            cache: spec.cache,
+            head: given.head.clone(),
+        };
+        let own = if depth == 0 { name.to_owned() } else { format!("{name}-{depth}") };
+        add(monitor, &layer, &own, below.as_deref())?;
+        below = Some(own);
+    }
+    Ok(())
+}
+
+/// Refuses to go on if QEMU has opened a file that was not inspected: one of those may
+/// have been changed meanwhile, so that it names another.
+pub(crate) fn refuse_others(monitor: &mut Monitor, images: &[ImageSpec]) -> Result<(), Error> {
+    let Some(given) = images.iter().map(|spec| spec.given.as_ref()).collect::<Option<Vec<_>>>()
+    else {
+        return Ok(());
+    };
+    let mut known = Vec::new();
+    for layer in given.into_iter().flatten() {
+        known.push(absolute(&layer.path)?);
+        known.extend(layer.head.as_deref().map(absolute).transpose()?);
+    }
+    let command = "query-named-block-nodes";
+    let nodes = monitor.call(command, &json!({ "flat": true }))?;
+    for node in nodes.as_array().into_iter().flatten() {
+        let is_known = match node["drv"].as_str().unwrap_or_default() {
+            "file" | "host_device" => {
+                node["file"].as_str().is_some_and(|file| known.iter().any(|path| path == file))
+            }
+            driver => driver == "blkdebug" || driver.parse::<Format>().is_ok(),
+        };
+        if !is_known {
+            let path = images.first().map_or_else(PathBuf::new, |spec| spec.path.clone());
+            let backing = node["file"].as_str().unwrap_or("?").chars().take(256).collect();
+            let reason = "the image was changed since it was inspected";
+            return Err(Error::Backing { path, backing, reason });
+        }
     }
     Ok(())
 }
@@ -100,6 +160,15 @@ fn file(layer: &Layer) -> Result<Value, Error> {
         "discard": "unmap",
         "cache": { "direct": layer.cache == Cache::Direct },
     });
+    if let Some(head) = &layer.head {
+        let head = head.to_str().ok_or_else(|| bad("its path is not UTF-8"))?;
+        return Ok(json!({
+            "driver": "qcow2",
+            "read-only": true,
+            "file": { "driver": "file", "filename": head, "read-only": true },
+            "backing": { "driver": "raw", "read-only": true, "file": file },
+        }));
+    }
     if layer.format.is_raw() {
         // Formats with metadata exclude other writers, but a raw image does not
         // (`raw_child_perm` in block/raw-format.c passes on what the NBD export
@@ -151,6 +220,7 @@ fn backing_of(monitor: &mut Monitor, layer: &Layer, name: &str) -> Result<Option
         format,
         access: Access::ReadOnly,
         cache: layer.cache,
+        head: None,
     }))
 }
 

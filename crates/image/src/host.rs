@@ -51,6 +51,7 @@ impl ImageHost {
         for (number, spec) in images.iter().enumerate() {
             graph::open(&mut host.monitor, spec, &node(number))?;
         }
+        graph::refuse_others(&mut host.monitor, images)?;
         let address = json!({ "type": "unix", "data": { "path": Socket::NAME } });
         host.monitor.call("nbd-server-start", &json!({ "addr": address }))?;
         let directory = host.monitor.process.directory();

@@ -12,6 +12,7 @@
 mod create;
 mod error;
 mod graph;
+mod head;
 mod host;
 mod image;
 mod process;
@@ -22,6 +23,6 @@ pub use create::CreateParams;
 pub use error::{Error, ErrorKind};
 pub use host::ImageHost;
 pub use image::Image;
-pub use spec::{Access, Cache, Format, HostConfig, ImageSpec, UnknownFormat};
+pub use spec::{Access, Cache, Format, HostConfig, ImageSpec, LayerSpec, UnknownFormat};
 pub use tintype_nbd::codec::StatusFlags;
 pub use tintype_nbd::{Content, PullParams, Status, WritePipeline};

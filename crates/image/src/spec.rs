@@ -39,12 +39,38 @@ pub struct ImageSpec {
     pub access: Access,
     /// Whether the host's page cache is used.
     pub cache: Cache,
+    /// The files of its chain, the highest first, if somebody has inspected them:
+    /// they are opened, and what their headers name is not.
+    pub given: Option<Vec<LayerSpec>>,
+}
+
+/// One file of a chain that was inspected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerSpec {
+    /// A regular file.
+    pub path: PathBuf,
+    /// Its format.
+    pub format: Format,
+    /// A file over it that exchanges its first bytes, see
+    /// [`ImageHost::exchange_head`](crate::ImageHost::exchange_head).
+    pub head: Option<PathBuf>,
 }
 
 impl ImageSpec {
     /// Opens an image for reading, through the page cache.
     pub fn read_only(path: &Path, format: Format) -> Self {
-        Self { path: path.to_owned(), format, access: Access::ReadOnly, cache: Cache::Buffered }
+        let (access, cache) = (Access::ReadOnly, Cache::Buffered);
+        Self { path: path.to_owned(), format, access, cache, given: None }
+    }
+
+    /// Opens the files of a chain that was inspected for reading, the highest first.
+    ///
+    /// # Panics
+    ///
+    /// If there are none.
+    pub fn chain(layers: Vec<LayerSpec>) -> Self {
+        let top = layers.first().expect("a chain has a file");
+        Self { given: Some(layers.clone()), ..Self::read_only(&top.path, top.format.clone()) }
     }
 
     /// Opens an image for reading and writing, through the page cache.

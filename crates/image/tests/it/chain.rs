@@ -1,6 +1,6 @@
 //! Backing chains: as the header names them, never probed.
 
-use tintype_image::{Error, ErrorKind, ImageSpec};
+use tintype_image::{Error, ErrorKind, ImageHost, ImageSpec, LayerSpec};
 
 use crate::tools::{Place, format, place, run};
 
@@ -95,4 +95,60 @@ fn strange_backing_files_are_refused() {
     check("missing", "raw", "does not exist");
     check("top", "qcow2", "circle");
     place.assert_tidy();
+}
+
+#[test]
+fn of_a_given_chain_no_header_is_followed() {
+    let Some(place) = place() else { return };
+    chain(&place, "raw");
+    let layer = |name: &str, driver: &str| LayerSpec {
+        path: place.path(name),
+        format: format(driver),
+        head: None,
+    };
+    let first_bytes = |layers: Vec<LayerSpec>| {
+        let host = place.open(ImageSpec::chain(layers)).unwrap();
+        let mut bytes = [9; 3];
+        for (at, byte) in [0, 64 << 10, 128 << 10].into_iter().zip(&mut bytes) {
+            host.image(0).read_at(at, std::slice::from_mut(byte)).unwrap();
+        }
+        host.close().unwrap();
+        bytes
+    };
+    let whole = vec![layer("c", "qcow2"), layer("b", "qcow2"), layer("a", "raw")];
+    assert_eq!(first_bytes(whole), [1, 2, 3]);
+    assert_eq!(first_bytes(vec![layer("c", "qcow2")]), [0, 0, 3]);
+    assert_eq!(first_bytes(vec![layer("c", "qcow2"), layer("a", "raw")]), [1, 1, 3]);
+
+    // As if it had been exchanged since somebody inspected it.
+    let options = format!("data_file={}", place.path("elsewhere").display());
+    place.create("c", "qcow2", &["-o", &options, "1M"]);
+    let error = place.open(ImageSpec::chain(vec![layer("c", "qcow2")])).err().unwrap();
+    assert!(error.to_string().contains("changed since it was inspected"), "{error}");
+    place.assert_tidy();
+}
+
+#[test]
+fn a_head_is_exchanged_and_the_image_stays() {
+    let Some(place) = place() else { return };
+    let image = place.create("image", "qcow2", &["1M"]);
+    let path = image.to_str().unwrap();
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 1 0 64k", path]);
+    run("qemu-img", &["snapshot", "-f", "qcow2", "-c", "one", path]);
+    run("qemu-io", &["-f", "qcow2", "-c", "write -P 2 0 64k", path]);
+    let before = std::fs::read(&image).unwrap();
+    // The first-level table of the first snapshot takes the place of the disk's.
+    let table = usize::try_from(u64::from_be_bytes(*before[64..].first_chunk().unwrap())).unwrap();
+    let mut head = before[..72].to_vec();
+    head[40..48].copy_from_slice(&before[table..table + 8]);
+    head[60..72].fill(0);
+    let over = place.path("over");
+    ImageHost::exchange_head(&place.config(), &image, &head, &over).unwrap();
+    let layer = LayerSpec { path: image.clone(), format: format("qcow2"), head: Some(over) };
+    let host = place.open(ImageSpec::chain(vec![layer])).unwrap();
+    let mut byte = [9];
+    host.image(0).read_at(0, &mut byte).unwrap();
+    assert_eq!(byte, [1]);
+    host.close().unwrap();
+    assert!(std::fs::read(&image).unwrap() == before);
 }

@@ -141,6 +141,7 @@ fn images_are_created_with_size_and_mode() {
             format: format(name),
             size: ByteCount(size),
             mode: 0o600,
+            backing: None,
         };
         ImageHost::create(&place.config(), &params).unwrap();
         let mode = path.metadata().unwrap().permissions().mode();
@@ -158,6 +159,7 @@ fn images_are_created_with_size_and_mode() {
         format: format("qcow2"),
         size: ByteCount(u64::MAX),
         mode: 0o600,
+        backing: None,
     };
     let error = ImageHost::create(&place.config(), &huge).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Qemu, "{error}");
