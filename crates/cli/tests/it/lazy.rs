@@ -140,10 +140,15 @@ fn a_guest_runs_before_its_memory_is_there() {
         lazy.revert(None, &["--no-safety"]);
         lazy.must_be_whole();
         let first = lazy.requests();
-        lazy.revert(None, &["--no-safety"]);
-        lazy.must_be_whole();
-        let second = lazy.requests();
-        eprintln!("QEMU {}: {first} requests, then {second}", qemu.release());
+        // What was needed first is sent first: soon the guest waits half as often.
+        let mut again = Vec::new();
+        while again.last().is_none_or(|requests| 2 * requests > first) {
+            assert!(again.len() < 4, "{first} requests, then {again:?}");
+            lazy.revert(None, &["--no-safety"]);
+            lazy.must_be_whole();
+            again.push(lazy.requests());
+        }
+        eprintln!("QEMU {}: {first} requests, then {again:?}", qemu.release());
         if qemu.release() < TEN && !is_soak() {
             continue;
         }
