@@ -6,6 +6,8 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::export::ExportArguments;
+use crate::import::ImportArguments;
 use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
@@ -135,6 +137,10 @@ pub(crate) enum Command {
     Clone(CloneArguments),
     /// Restore a snapshot to a folder that runs by itself, with a script that starts QEMU.
     Restore(RestoreArguments),
+    /// Make snapshots of images: each file of a backing chain and each internal snapshot is one.
+    Import(ImportArguments),
+    /// Write a snapshot for other tools: a disk, a chain of disks, or all of it as an archive.
+    Export(ExportArguments),
     /// Delete snapshots. It can be undone until `gc` has freed their space.
     Rm {
         /// The snapshots.

@@ -17,6 +17,8 @@ use tintype_types::ByteCount;
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
 use crate::clone;
 use crate::exit::Exit;
+use crate::export;
+use crate::import;
 use crate::keys;
 use crate::labels;
 use crate::output::Output;
@@ -78,6 +80,8 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
         }
         Command::Clone(arguments) => clone::run(engine, arguments, output)?,
         Command::Restore(arguments) => restore::run(engine, arguments, output)?,
+        Command::Import(arguments) => import::run(engine, arguments, output)?,
+        Command::Export(arguments) => export::run(engine, arguments, output)?,
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
         Command::Prune(arguments) => return prune::run(engine, *arguments, output),
         Command::Undo => removal::undo(engine, output)?,

@@ -5,6 +5,8 @@ mod arguments;
 mod clone;
 mod commands;
 mod exit;
+mod export;
+mod import;
 mod keys;
 mod labels;
 mod output;

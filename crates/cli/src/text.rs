@@ -203,6 +203,7 @@ fn summary(vm: &VmName, snapshot: &Snapshot, output: &Output) -> String {
     let name = output.painted(format!("{vm}@{}", report.name), "33;1");
     let kind = match (report.purpose, snapshot.details.memory.is_empty()) {
         (Purpose::Safety, _) => "safety",
+        (Purpose::Imported, _) => "imported",
         (_, true) => "disks",
         (_, false) => "memory and disks",
     };

@@ -27,6 +27,7 @@ use crate::details::{Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, Result};
 use crate::home::{make_folder, remove_durably};
+use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lazy::LoadMode;
 use crate::observer::Step;
@@ -154,6 +155,7 @@ impl Engine {
                 .because(why)
                 .state("nothing was changed")
         };
+        refuse_imported(&target.details.command_line, verb, &target.record.vm_name)?;
         let saved = |name: &String| target.details.disks.iter().any(|disk| disk.disk.name == *name);
         let mut disks = target.details.inventory.writable_disks().map(|disk| &disk.name);
         if let Some(name) = disks.find(|name| !saved(name)) {

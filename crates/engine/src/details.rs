@@ -23,6 +23,8 @@ pub enum Purpose {
     Asked,
     /// A revert was about to overwrite this state.
     Safety,
+    /// It was made of images that there were.
+    Imported,
 }
 
 /// What a snapshot says about itself.
@@ -159,7 +161,10 @@ impl Snapshot {
             name: record.name.clone(),
             parent: record.parent,
             created: record.created,
-            mode: details.way.map_or("powered-off", Way::name),
+            mode: match (details.purpose, details.way) {
+                (Purpose::Imported, _) => "imported",
+                (_, way) => way.map_or("powered-off", Way::name),
+            },
             consistency: "crash",
             purpose: details.purpose,
             pause_ms: micros_as_ms(details.pause_us),

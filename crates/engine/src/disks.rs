@@ -213,7 +213,7 @@ fn read(reader: &ImageReader, extent: Extent) -> Result<Vec<u8>, SinkError> {
 }
 
 /// Splits bytes into runs of blocks with data and runs of zero blocks.
-fn runs(whole: Extent, bytes: &[u8]) -> Vec<(Extent, Option<&[u8]>)> {
+pub(crate) fn runs(whole: Extent, bytes: &[u8]) -> Vec<(Extent, Option<&[u8]>)> {
     let mut runs: Vec<(Extent, Option<&[u8]>)> = Vec::new();
     let mut from = 0;
     while from < bytes.len() {

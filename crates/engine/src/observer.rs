@@ -3,7 +3,8 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a clone and of a page server, in order. A test can hold or kill the
+/// The steps of a take, of a revert, of a clone, of a page server and of an import, in
+/// order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
@@ -38,11 +39,13 @@ pub enum Step {
     LoadHalfway,
     LoadSent,
     LoadForgotten,
+    ImportStored,
+    ImportCommitted,
 }
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 30] = [
+    pub const ALL: [Self; 32] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -73,6 +76,8 @@ impl Step {
         Self::LoadHalfway,
         Self::LoadSent,
         Self::LoadForgotten,
+        Self::ImportStored,
+        Self::ImportCommitted,
     ];
 
     /// Returns its name: `take-instant`.

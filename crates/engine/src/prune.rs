@@ -178,7 +178,7 @@ impl Engine {
                 created: report.created,
                 tags: report.tags,
                 kind: match report.purpose {
-                    Purpose::Asked => Kind::Asked,
+                    Purpose::Asked | Purpose::Imported => Kind::Asked,
                     Purpose::Safety => Kind::Safety,
                 },
                 guards: guards.into_iter().filter_map(|(is, guard)| is.then_some(guard)).collect(),
@@ -209,7 +209,7 @@ impl Engine {
         repository: &Repository,
         snapshots: &[Snapshot],
     ) -> Result<Option<SnapshotId>> {
-        for purpose in [Purpose::Asked, Purpose::Safety] {
+        for purpose in [Purpose::Asked, Purpose::Imported, Purpose::Safety] {
             let newest_first = snapshots.iter().rev();
             for snapshot in newest_first.filter(|snapshot| snapshot.details.purpose == purpose) {
                 let id = snapshot.record.id;

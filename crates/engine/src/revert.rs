@@ -23,6 +23,7 @@ use crate::details::{Purpose, Snapshot, micros_as_ms};
 use crate::disks::DiskHost;
 use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
+use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lazy::LoadMode;
 use crate::memory;
@@ -79,6 +80,7 @@ impl Engine {
         let repository = self.repository()?;
         let mut target = self.find_snapshot(&repository, &params.snapshot, Some(&vm.name))?;
         let _held = hold(&repository, &mut target)?;
+        refuse_imported(&target.details.command_line, "revert", &vm.name)?;
         let lazy = self.is_lazy(&repository, &target, params.load)?;
         self.refuse_misfit(&repository, &vm, &target, lazy)?;
         self.config.observer.step(Step::RevertVerified);

@@ -20,6 +20,7 @@ use crate::Engine;
 use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::labels::{check_message, check_tags, refuse_name};
 use crate::observer::Step;
@@ -85,6 +86,7 @@ impl Engine {
         let wish =
             Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
         if !vm.is_alive() {
+            refuse_imported(&vm.state.command_line, "take a snapshot of", &vm.name)?;
             return self.take_powered_off(&repository, &mut vm, wish);
         }
         self.await_loading(&vm)?;

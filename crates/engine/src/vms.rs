@@ -14,6 +14,7 @@ use tintype_vm::{
 use crate::Engine;
 use crate::error::{Error, Result};
 use crate::home::{make_folder, read_json, write_json};
+use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lease::Lease;
 use crate::loading::Loading;
@@ -193,6 +194,7 @@ impl Engine {
                 .state("nothing was changed")
                 .hint(format!("`tintype vm show {name}` shows it")));
         }
+        refuse_imported(&vm.state.command_line, "start", name)?;
         let guest = self.launch(&vm, &[])?;
         self.saw(&mut vm, guest)?;
         self.report(&vm)

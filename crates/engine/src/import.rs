@@ -1,0 +1,394 @@
+//! Imports the images that people have as snapshots of a VM: each file of a backing
+//! chain and each internal snapshot becomes one, with its order and name kept.
+//!
+//! ```text
+//! inspect every file ── plan ── for each snapshot: QEMU opens what was inspected,
+//!                               and nothing else ── its disks, compared with the
+//!                               snapshot before ── committed ── the VM is there
+//! ```
+//!
+//! The images are opened for reading alone. An import that was ended in the middle has
+//! whole snapshots, and goes on when it is begun again.
+
+mod chain;
+mod plan;
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use jiff::Timestamp;
+use serde::Serialize;
+use tintype_image::{Content, HostConfig, Image, ImageHost, ImageSpec, PullParams};
+use tintype_inspect::ImageFormat;
+use tintype_repo::{Repository, SessionParams, SnapshotDraft};
+use tintype_types::{ByteCount, Extent, SnapshotId, SnapshotName, VmId, VmName};
+use tintype_vm::{CaptureSink, CommandLine, Disk, DiskRead, Inventory, ProcessId, SinkError};
+
+use crate::Engine;
+use crate::details::{Details, Purpose, Snapshot};
+use crate::error::{Error, Result};
+use crate::observer::Step;
+use crate::settings::VmSettings;
+use crate::sink::{Collected, SessionSink};
+use crate::vms::{LeasedVm, VmState, find_program};
+
+use chain::Allowed;
+use plan::{Moment, Plan};
+
+/// The image with the state of a VM that an internal snapshot holds.
+pub(crate) const VM_STATE: &str = "vm-state";
+
+/// What to import.
+#[derive(Debug, Clone)]
+pub struct ImportParams {
+    /// The images, one for each disk.
+    pub images: Vec<PathBuf>,
+    /// The VM that they become; named like the first image if there is none.
+    pub vm: Option<VmName>,
+    /// The format of the images; what their names end in if there is none.
+    pub format: Option<String>,
+    /// The folders in which backing files may be; that of each image if there is none.
+    pub allowed: Vec<PathBuf>,
+    /// What whoever imports writes about it.
+    pub message: String,
+    /// Whether nothing is to be done but to say what would be.
+    pub dry_run: bool,
+}
+
+/// What was imported, or would be.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImportReport {
+    /// The VM.
+    pub vm: VmName,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// The snapshots, oldest first.
+    pub snapshots: Vec<ImportedSnapshot>,
+}
+
+/// One snapshot of an import.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ImportedSnapshot {
+    /// Its id; `None` in a dry run.
+    pub id: Option<SnapshotId>,
+    /// Its name.
+    pub name: SnapshotName,
+    /// When the file was last written, or the internal snapshot taken.
+    pub created: Timestamp,
+    /// The files and internal snapshots that it is of, one for each disk.
+    pub from: Vec<String>,
+    /// Bytes of a VM's state that are kept as they are; 0 without one.
+    pub vm_state_bytes: ByteCount,
+    /// Whether an import that was ended had made it before.
+    pub was_there: bool,
+    /// Bytes that the repository grew by; `None` in a dry run.
+    pub stored_bytes: Option<ByteCount>,
+}
+
+impl Engine {
+    /// Imports images as snapshots of a new VM.
+    pub fn import(&self, params: &ImportParams) -> Result<ImportReport> {
+        let plan = self
+            .plan_import(params)
+            .map_err(|error| error.state_unless_known("nothing was imported or changed"))?;
+        if params.dry_run {
+            let snapshots = plan.moments.iter().map(|moment| moment.report(None, false)).collect();
+            return Ok(ImportReport { vm: plan.vm, dry_run: true, snapshots });
+        }
+        let repository = self.repository()?;
+        let program = find_program("qemu-system-x86_64", Path::new("/"))?;
+        let work = Work { engine: self, repository: &repository, program: &program };
+        work.try_all(&plan)
+            .map_err(|error| error.state_unless_known("nothing was imported or changed"))?;
+        let mut vm = self.imported_vm(&plan, &program)?;
+        let known = self.snapshots_of(&repository, vm.state.id)?;
+        refuse_others(&plan, &known)?;
+        let mut snapshots = Vec::new();
+        for moment in &plan.moments {
+            if let Some(known) = known.iter().find(|known| moment.is(known)) {
+                self.place(&mut vm, &known.record)?;
+                snapshots.push(moment.report(Some(&known.record), true));
+                continue;
+            }
+            let record = work.import(&mut vm, moment, &params.message).map_err(|error| {
+                let state = format!(
+                    "{} of {} snapshots are there; the images are as they were",
+                    snapshots.len(),
+                    plan.moments.len()
+                );
+                self.forget_if_empty(&vm);
+                error.state_unless_known(&state).hint_if_full()
+            })?;
+            snapshots.push(moment.report(Some(&record.record), false));
+        }
+        Ok(ImportReport { vm: plan.vm, dry_run: false, snapshots })
+    }
+
+    fn plan_import(&self, params: &ImportParams) -> Result<Plan> {
+        let format = params.format.as_deref().map(str::parse::<ImageFormat>).transpose();
+        let format = format.map_err(|error| {
+            let format = params.format.as_deref().unwrap_or_default();
+            Error::invalid(format!("`{format}` is not a format that is imported")).because(error)
+        })?;
+        let mut disks = Vec::new();
+        for image in &params.images {
+            self.check_interruption()?;
+            let allowed = Allowed::of(image, &params.allowed)?;
+            disks.push(chain::resolve(image, format, &allowed)?);
+        }
+        plan::plan(params.vm.clone(), &disks)
+    }
+
+    /// Makes the VM, or takes up the one that an import was ended for.
+    fn imported_vm(&self, plan: &Plan, program: &Path) -> Result<LeasedVm> {
+        if self.home.vm_file(&plan.vm).exists() {
+            let vm = self.lease(&plan.vm, "import")?;
+            if is_imported(&vm.state.command_line) {
+                return Ok(vm);
+            }
+            drop(vm);
+        }
+        let lease = self
+            .new_vm(&plan.vm, "import")
+            .map_err(|error| error.hint("--vm NAME gives the VM that is imported another name"))?;
+        let state = VmState {
+            id: VmId::random(),
+            socket: self.home.monitor_socket(&plan.vm)?,
+            command_line: CommandLine {
+                program: program.to_owned(),
+                arguments: Vec::new(),
+                directory: self.home.vm_folder(&plan.vm),
+                environment: Vec::new(),
+            },
+            inventory: inventory(plan.moments.last().map_or_else(Vec::new, Moment::disks)),
+            process: ProcessId { pid: 0, start_time: 0 },
+            current: None,
+            settings: VmSettings::default(),
+            tracking: None,
+        };
+        let vm = LeasedVm { name: plan.vm.clone(), state, _lease: lease };
+        // Before the first snapshot, which an import that goes on has to find.
+        self.save(&vm)?;
+        Ok(vm)
+    }
+
+    /// Forgets the VM of an import that has come to nothing.
+    fn forget_if_empty(&self, vm: &LeasedVm) {
+        let folder = self.home.vm_folder(&vm.name);
+        if vm.state.current.is_none()
+            && let Err(error) = std::fs::remove_dir_all(&folder)
+        {
+            tracing::warn!(%error, folder = %folder.display(), "cannot remove");
+        }
+    }
+}
+
+/// Refuses to go on with an import whose images were written since it was begun.
+fn refuse_others(plan: &Plan, known: &[Snapshot]) -> Result<()> {
+    let is_other = |moment: &&Moment| {
+        known.iter().any(|known| known.record.name == moment.name && !moment.is(known))
+    };
+    match plan.moments.iter().find(is_other) {
+        None => Ok(()),
+        Some(moment) => {
+            Err(Error::refused(format!("`{}` has another snapshot `{}`", plan.vm, moment.name))
+                .because("the image was written since it was imported")
+                .state("nothing was imported or changed")
+                .hint("--vm NAME imports it as another VM"))
+        }
+    }
+}
+
+/// What is needed to import one snapshot after the other.
+struct Work<'w> {
+    engine: &'w Engine,
+    repository: &'w Repository,
+    program: &'w Path,
+}
+
+impl Work<'_> {
+    fn import(&self, vm: &mut LeasedVm, moment: &Moment, message: &str) -> Result<Snapshot> {
+        let began = Instant::now();
+        self.engine.check_interruption()?;
+        let parent = self.engine.parent(self.repository, vm)?;
+        let session = self
+            .repository
+            .begin(SessionParams::default())
+            .map_err(Error::step("cannot write to the repository"))?;
+        let sink = SessionSink::new(&session, parent.as_ref(), &self.engine.config.observer);
+        self.read(moment, &sink).map_err(|error| {
+            Error::failed(format!("cannot import `{}`", moment.name)).because(error)
+        })?;
+        let Collected { images, memory, disks } = sink.into_collected();
+        let inventory = inventory(disks.iter().map(|saved| saved.disk.clone()).collect());
+        let details = Details {
+            purpose: Purpose::Imported,
+            message: moment.message(message),
+            tags: Vec::new(),
+            way: None,
+            pause_us: 0,
+            duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            was_running: false,
+            memory,
+            disks,
+            command_line: vm.state.command_line.clone(),
+            inventory: inventory.clone(),
+            files: Vec::new(),
+            tpms: Vec::new(),
+        };
+        let draft = SnapshotDraft {
+            vm: vm.state.id,
+            vm_name: vm.name.clone(),
+            name: moment.name.clone(),
+            parent: vm.state.current,
+            created: moment.created,
+            images,
+            blobs: Vec::new(),
+            details: serde_json::to_value(details).expect("our own values are plain data"),
+        };
+        self.engine.config.observer.step(Step::ImportStored);
+        self.engine.check_interruption()?;
+        let record = session
+            .commit(draft)
+            .map_err(Error::step("the repository did not keep the snapshot"))?;
+        self.engine.config.observer.step(Step::ImportCommitted);
+        vm.state.inventory = inventory;
+        self.engine.place(vm, &record)?;
+        Snapshot::read(record)
+    }
+
+    /// Opens the images as one snapshot shows them.
+    fn open(&self, moment: &Moment, folder: &Path) -> Result<ImageHost> {
+        let config = HostConfig::new(self.program, folder);
+        let open = || -> Result<ImageHost, tintype_image::Error> {
+            let mut specs = Vec::new();
+            for (number, point) in moment.points.iter().enumerate() {
+                let mut layers = point.layers.clone();
+                if let Some(head) = &point.head {
+                    let over = folder.join(format!("head-{number}"));
+                    ImageHost::exchange_head(&config, &layers[0].path, head, &over)?;
+                    layers[0].head = Some(over);
+                }
+                specs.push(ImageSpec::chain(layers));
+            }
+            ImageHost::open(&config, &specs)
+        };
+        open().map_err(Error::step("QEMU cannot open the images"))
+    }
+
+    /// Finds out whether all images can be read, before anything is made.
+    fn try_all(&self, plan: &Plan) -> Result<()> {
+        let folder = self.engine.home.short_lived_folder()?;
+        let Some(last) = plan.moments.last() else { return Ok(()) };
+        let host = self.open(last, folder.path())?;
+        host.close().map_err(Error::step("cannot close the images"))
+    }
+
+    /// Reads the disks of one snapshot, and the state of its VM if there is one.
+    fn read(&self, moment: &Moment, sink: &SessionSink<'_>) -> Result<()> {
+        let folder = self.engine.home.short_lived_folder()?;
+        let host = self.open(moment, folder.path())?;
+        for (image, point) in host.images().iter().zip(&moment.points) {
+            let size = match point.head {
+                Some(_) => ByteCount(point.size.get().next_multiple_of(512)).min(image.size()),
+                None => image.size(),
+            };
+            if size > tintype_inspect::MAX_SIZE {
+                return Err(Error::refused(format!("the disk is of {size}")));
+            }
+            let disk = Disk { size, ..point.disk.clone() };
+            let cannot = || format!("cannot read the disk `{}`", disk.name);
+            let mut into = sink.disk(&disk).map_err(Error::step(cannot()))?;
+            let whole = Extent { offset: 0, len: size.get() };
+            let mut read_bytes = ByteCount(0);
+            self.pull(image, whole, |extent, content| match content {
+                Content::Zero => into.write_zeroes(extent),
+                Content::Data(bytes) => {
+                    read_bytes.0 += extent.len;
+                    into.write(extent.offset, bytes)
+                }
+            })
+            .and_then(|()| into.finish(DiskRead::full("it was imported", read_bytes)))
+            .map_err(|error| self.cancelled(error, cannot()))?;
+        }
+        let mut states = host.images().iter().zip(&moment.points);
+        if let Some((image, state)) = states.find_map(|(image, p)| Some((image, p.state?))) {
+            self.read_state(image, state, sink).map_err(|error| {
+                self.cancelled(error, "cannot read the state of the VM".to_owned())
+            })?;
+        }
+        host.close().map_err(Error::step("cannot close the images"))
+    }
+
+    /// Keeps the state of a VM, as it is.
+    fn read_state(
+        &self,
+        image: &Image,
+        state: Extent,
+        sink: &SessionSink<'_>,
+    ) -> Result<(), SinkError> {
+        let mut writer = sink.begin(VM_STATE, ByteCount(state.len))?;
+        self.pull(image, state, |extent, content| match content {
+            Content::Zero => Ok(writer.write_zeroes(extent)?),
+            Content::Data(bytes) => Ok(writer.write(extent.offset, bytes)?),
+        })?;
+        sink.add(VM_STATE.to_owned(), writer.finish()?);
+        Ok(())
+    }
+
+    /// Reads a part of an image, and hands it to `into` from its start on.
+    fn pull(
+        &self,
+        image: &Image,
+        part: Extent,
+        mut into: impl FnMut(Extent, Content<'_>) -> Result<(), SinkError>,
+    ) -> Result<(), SinkError> {
+        let cancel = &self.engine.config.cancel;
+        let take = |extent: Extent, content: Content<'_>| {
+            cancel.check()?;
+            into(Extent { offset: extent.offset - part.offset, ..extent }, content)
+        };
+        image.pull([part], &PullParams::default(), take)
+    }
+
+    /// Says what failed, or that it was asked to stop.
+    fn cancelled(&self, error: SinkError, what: String) -> Error {
+        match self.engine.check_interruption() {
+            Err(interrupted) => interrupted,
+            Ok(()) => Error::step(what)(error),
+        }
+    }
+}
+
+/// What is known of a VM of which there are only disks.
+fn inventory(disks: Vec<Disk>) -> Inventory {
+    Inventory {
+        qemu_version: String::new(),
+        machine: String::new(),
+        processor: String::new(),
+        processors: 0,
+        memory: ByteCount(0),
+        disks,
+        network_cards: Vec::new(),
+        character_devices: Vec::new(),
+        accelerator: String::new(),
+    }
+}
+
+/// Tells whether a VM was imported: then nobody knows how QEMU was started.
+pub(crate) fn is_imported(line: &CommandLine) -> bool {
+    line.arguments.is_empty()
+}
+
+/// Refuses what needs a command line, of a VM that has none.
+pub(crate) fn refuse_imported(line: &CommandLine, verb: &str, vm: &VmName) -> Result<()> {
+    if !is_imported(line) {
+        return Ok(());
+    }
+    Err(Error::refused(format!("cannot {verb} `{vm}`"))
+        .because("it was imported, and nobody knows how its QEMU is started")
+        .state("nothing was changed")
+        .hint(format!(
+            "`tintype export {vm}@NAME --format qcow2 --to FILE` writes a disk of it; `tintype vm run NEW -- qemu-system-x86_64 …` starts a QEMU with that"
+        )))
+}
