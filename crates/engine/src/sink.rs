@@ -9,7 +9,9 @@ use tintype_repo::{
 };
 use tintype_stream::RamBlock;
 use tintype_types::{ByteCount, Extent};
-use tintype_vm::{CaptureSink, Disk, DiskRead, DiskSink, MemorySink, Moment, SinkError};
+use tintype_vm::{
+    CaptureSink, Disk, DiskRead, DiskSink, EarlierContent, MemorySink, Moment, SinkError,
+};
 
 use crate::details::{MemoryBlock, SavedDisk, Snapshot, disk_image};
 use crate::observer::{Observer, Progress, Step};
@@ -100,7 +102,7 @@ impl<'s> SessionSink<'s> {
     fn begin_disk(
         &self,
         disk: &Disk,
-    ) -> Result<(ImageWriter, Result<Recorded, String>), SinkError> {
+    ) -> Result<(ImageWriter, Result<tintype_vm::Earlier, String>), SinkError> {
         let mut earliers = self.earliers.lock().unwrap_or_else(PoisonError::into_inner);
         let earlier =
             earliers.remove(&disk.name).unwrap_or_else(|| Err("QEMU did not run".to_owned()));
@@ -111,7 +113,10 @@ impl<'s> SessionSink<'s> {
                 let size = disk.size;
                 match self.session.image(ImageParams { size, parent, unwritten: Unwritten::Parent })
                 {
-                    Ok(writer) => return Ok((writer, Ok(Recorded { bitmap, reader }))),
+                    Ok(writer) => {
+                        let content = Box::new(EarlierImage(reader));
+                        return Ok((writer, Ok(tintype_vm::Earlier { bitmap, content })));
+                    }
                     Err(tintype_repo::Error::NotFound(_)) => {
                         "the snapshot before is not whole any more".to_owned()
                     }
@@ -155,12 +160,12 @@ impl CaptureSink for SessionSink<'_> {
     }
 
     fn disk(&self, disk: &Disk) -> Result<Box<dyn DiskSink>, SinkError> {
-        let (writer, recorded) = self.begin_disk(disk)?;
+        let (writer, earlier) = self.begin_disk(disk)?;
         Ok(Box::new(DiskImage {
             collected: self.collected.clone(),
             saved: SavedDisk { disk: disk.clone(), image: disk_image(disk), read: None },
             writer,
-            recorded,
+            earlier: Some(earlier),
         }))
     }
 }
@@ -205,25 +210,24 @@ struct DiskImage {
     collected: Shared,
     saved: SavedDisk,
     writer: ImageWriter,
-    recorded: Result<Recorded, String>,
+    /// Until it is handed out.
+    earlier: Option<Result<tintype_vm::Earlier, String>>,
 }
 
-/// What has recorded the changes of a disk, and what the disk was before.
-struct Recorded {
-    bitmap: String,
-    reader: ImageReader,
+/// The image that a disk's next one goes on from.
+struct EarlierImage(ImageReader);
+
+impl EarlierContent for EarlierImage {
+    fn has(&self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError> {
+        let mut had = vec![0; bytes.len()];
+        self.0.read_at(offset, &mut had)?;
+        Ok(had == bytes)
+    }
 }
 
 impl DiskSink for DiskImage {
-    fn changed_since(&self) -> Result<&str, &str> {
-        self.recorded.as_ref().map(|recorded| recorded.bitmap.as_str()).map_err(String::as_str)
-    }
-
-    fn had(&mut self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError> {
-        let Ok(recorded) = &self.recorded else { return Ok(false) };
-        let mut had = vec![0; bytes.len()];
-        recorded.reader.read_at(offset, &mut had)?;
-        Ok(had == bytes)
+    fn earlier(&mut self) -> Result<tintype_vm::Earlier, String> {
+        self.earlier.take().unwrap_or_else(|| Err("it was handed out already".to_owned()))
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {

@@ -26,8 +26,8 @@ pub use abilities::Abilities;
 pub use bitmaps::{Bitmap, bitmap_name};
 pub use cancel::Cancel;
 pub use capture::{
-    Afterwards, CaptureParams, CaptureReport, CaptureSink, DiskRead, DiskSink, MemorySink, Moment,
-    Reading, SinkError, Way, capture,
+    Afterwards, CaptureParams, CaptureReport, CaptureSink, DiskRead, DiskSink, Earlier,
+    EarlierContent, MemorySink, Moment, Reading, SinkError, Way, capture,
 };
 pub use error::{Error, ErrorKind, Result};
 pub use footprint::Footprint;

@@ -33,7 +33,7 @@ use tintype_nbd::{Content, Export, Payload, Server, ServerConfig};
 use tintype_types::Extent;
 
 use super::coverage::Covered;
-use super::sink::{CaptureSink, DiskRead, DiskSink, SinkError};
+use super::sink::{CaptureSink, DiskRead, DiskSink, Earlier, SinkError};
 use crate::bitmaps;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
@@ -59,9 +59,9 @@ pub(super) struct KeptDisk {
     pub(super) number: usize,
     pub(super) state: Mutex<KeptState>,
     pub(super) arrived: AtomicU64,
-    /// The bitmap that has recorded all writes since the snapshot before, or why all of
-    /// the disk is read.
-    pub(super) recorded: Result<String, String>,
+    /// The state since which a bitmap has recorded all writes, or why all of the disk is
+    /// read.
+    pub(super) earlier: Result<Earlier, String>,
 }
 
 pub(super) struct KeptState {
@@ -69,7 +69,7 @@ pub(super) struct KeptState {
     pub(super) saved: Covered,
     /// What was read at the instant. What comes of it later changes nothing.
     pulled: Covered,
-    pub(super) sink: Option<Box<dyn DiskSink>>,
+    sink: Option<Box<dyn DiskSink>>,
     /// How the disk was read, when it has been.
     read: Option<DiskRead>,
     /// Why the sink failed: QEMU can only be told that it did.
@@ -83,8 +83,8 @@ impl DiskCapture {
             .iter()
             .enumerate()
             .map(|(number, disk)| {
-                let sink = sink.disk(disk).map_err(Error::Sink)?;
-                let recorded = sink.changed_since().map(str::to_owned).map_err(str::to_owned);
+                let mut sink = sink.disk(disk).map_err(Error::Sink)?;
+                let earlier = sink.earlier();
                 let state = KeptState {
                     saved: Covered::default(),
                     pulled: Covered::default(),
@@ -97,7 +97,7 @@ impl DiskCapture {
                     number,
                     state: Mutex::new(state),
                     arrived: AtomicU64::new(0),
-                    recorded,
+                    earlier,
                 }))
             })
             .collect::<Result<_>>()?;
@@ -186,8 +186,8 @@ impl DiskCapture {
         let mut actions = Vec::new();
         for disk in &self.disks {
             let node = &disk.disk.node;
-            if let Ok(bitmap) = &disk.recorded {
-                actions.extend(bitmaps::freeze(node, bitmap, &disk.frozen()));
+            if let Ok(earlier) = &disk.earlier {
+                actions.extend(bitmaps::freeze(node, &earlier.bitmap, &disk.frozen()));
             }
             actions.extend(record.map(|name| bitmaps::begin(node, name)));
         }
@@ -219,10 +219,8 @@ impl DiskCapture {
                 "file": disk.node("filter"),
             });
             qmp.execute("blockdev-add", node)?;
-            let frozen = disk
-                .recorded
-                .iter()
-                .map(|_| json!({"node": disk.disk.node, "name": disk.frozen()}));
+            let frozen =
+                disk.earlier.iter().map(|_| json!({"node": disk.disk.node, "name": disk.frozen()}));
             let export = json!({
                 "type": "nbd", "id": disk.node("export"), "node-name": disk.node("instant"),
                 "name": disk.number.to_string(), "bitmaps": frozen.collect::<Vec<_>>(),

@@ -39,7 +39,10 @@ use crate::pause::Pause;
 use crate::qmp::Qmp;
 use disks::DiskCapture;
 use memory::{MemoryReader, MemoryReport, Milestone};
-pub use sink::{CaptureSink, DiskRead, DiskSink, MemorySink, Moment, Reading, SinkError};
+pub use sink::{
+    CaptureSink, DiskRead, DiskSink, Earlier, EarlierContent, MemorySink, Moment, Reading,
+    SinkError,
+};
 
 /// How long QEMU may take to wind up a migration whose stream has ended.
 const WIND_UP_LIMIT: Duration = Duration::from_secs(20);

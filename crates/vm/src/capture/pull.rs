@@ -42,7 +42,7 @@ impl KeptDisk {
     pub(super) fn pull(&self, socket: &Path, cancel: &Cancel, seed: u64) -> Result<DiskRead> {
         let mut params = ConnectParams::new(&self.number.to_string());
         params.timeout = Duration::from_secs(60);
-        params.contexts = self.recorded.iter().map(|_| self.context()).collect();
+        params.contexts = self.earlier.iter().map(|_| self.context()).collect();
         let client = Client::connect(socket, &params).map_err(|error| self.unreadable(error))?;
         let size = client.size().get();
         if size != self.disk.size.get() {
@@ -50,7 +50,7 @@ impl KeptDisk {
             return Err(Error::Disk { disk: self.disk.name.clone(), reason, source: None });
         }
         let mut pull = Pull { disk: self, client, cancel };
-        let (mut why, mut unrecorded) = (self.recorded.as_ref().err().cloned(), None);
+        let (mut why, mut unrecorded) = (self.earlier.as_ref().err().cloned(), None);
         if why.is_none() {
             unrecorded = pull.changes(seed)?;
             why = unrecorded.map(|_| "a write to its image was not recorded".to_owned());
@@ -67,16 +67,18 @@ impl KeptDisk {
         Ok(DiskRead { reading, why, unrecorded, read_bytes })
     }
 
-    /// Tells of bytes that were read whether the sink has the same. What the guest has
+    /// Tells of bytes that were read whether they were there before. What the guest has
     /// overwritten is passed over: these are not the bytes of the instant then.
     fn is_unchanged(&self, extent: Extent, bytes: &[u8]) -> Result<bool> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.saved.missing(extent) != [extent] {
-            return Ok(true);
-        }
-        match state.sink.as_mut() {
-            Some(sink) => sink.had(extent.offset, bytes).map_err(Error::Sink),
-            None => Ok(true),
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_overwritten = state.saved.missing(extent) != [extent];
+        // The guest's writes wait for this lock, and must not wait for a repository.
+        drop(state);
+        match &self.earlier {
+            Ok(earlier) if !is_overwritten => {
+                earlier.content.has(extent.offset, bytes).map_err(Error::Sink)
+            }
+            _ => Ok(true),
         }
     }
 

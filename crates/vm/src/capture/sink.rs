@@ -55,12 +55,9 @@ pub trait MemorySink: Send {
 /// Takes the bytes of one disk, each at least once; a byte that comes again is
 /// the same. Where nothing comes the disk is what it was, if it is read by a bitmap.
 pub trait DiskSink: Send {
-    /// Returns the bitmap that has recorded what was written since the state that the
-    /// sink goes on from, or why there is none and the whole disk is read.
-    fn changed_since(&self) -> Result<&str, &str>;
-
-    /// Tells whether the state that the sink goes on from has these bytes there.
-    fn had(&mut self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError>;
+    /// Hands out, once, what is known of the state that the sink goes on from, or why
+    /// that is nothing and the whole disk is read.
+    fn earlier(&mut self) -> Result<Earlier, String>;
 
     /// Takes bytes, aligned to 4 KiB except at the end of the disk.
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), SinkError>;
@@ -70,6 +67,20 @@ pub trait DiskSink: Send {
 
     /// Says that all bytes have come, and how.
     fn finish(self: Box<Self>, read: DiskRead) -> Result<(), SinkError>;
+}
+
+/// The state of a disk that its next image goes on from.
+pub struct Earlier {
+    /// The bitmap on the disk's node that has recorded what was written since.
+    pub bitmap: String,
+    /// Its bytes. To read them may take long, so no guest ever waits for it.
+    pub content: Box<dyn EarlierContent>,
+}
+
+/// The bytes that a disk had.
+pub trait EarlierContent: Send + Sync {
+    /// Tells whether these bytes were there.
+    fn has(&self, offset: u64, bytes: &[u8]) -> Result<bool, SinkError>;
 }
 
 /// How a disk was read.
