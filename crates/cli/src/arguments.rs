@@ -137,9 +137,9 @@ pub(crate) enum Command {
     Clone(CloneArguments),
     /// Restore a snapshot to a folder that runs by itself, with a script that starts QEMU.
     Restore(RestoreArguments),
-    /// Make snapshots of images: each file of a backing chain and each internal snapshot is one.
+    /// Make snapshots of disk images, their backing chains and internal snapshots.
     Import(ImportArguments),
-    /// Write a snapshot for other tools: a disk, a chain of disks, or all of it as an archive.
+    /// Write a snapshot for other tools: a disk, a chain, memory, or an archive.
     Export(ExportArguments),
     /// Delete snapshots. It can be undone until `gc` has freed their space.
     Rm {
