@@ -6,8 +6,10 @@ use std::sync::PoisonError;
 use crate::Error;
 use crate::index;
 use crate::listing;
-use crate::record::{MAX_OUTCOME, Outcome, SnapshotDraft, SnapshotRecord, outcome_key};
-use crate::session::Core;
+use crate::record::{
+    MAX_OUTCOME, Origin, Outcome, Part, SnapshotDraft, SnapshotRecord, outcome_key,
+};
+use crate::session::{Core, SessionStats};
 use crate::store::Put;
 
 /// Checks a draft before anything irreversible is done, and takes each image from
@@ -30,11 +32,32 @@ pub(crate) fn check(core: &Core, draft: &mut SnapshotDraft) -> Result<(), Error>
     Ok(())
 }
 
+/// What a copy says of a snapshot besides.
+#[derive(Debug, Default)]
+pub(crate) struct Provenance {
+    /// What it is a copy of.
+    pub origin: Option<Origin>,
+    /// How far it is.
+    pub part: Option<Part>,
+    /// Its place in the order; the last if `None`.
+    pub sequence: Option<u64>,
+    /// What the parts before have cost.
+    pub before: SessionStats,
+}
+
 /// Puts the outcome. All segments must be stored.
-pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+pub(crate) fn commit(
+    core: &Core,
+    draft: SnapshotDraft,
+    provenance: Provenance,
+) -> Result<SnapshotRecord, Error> {
+    let sequence = match provenance.sequence {
+        Some(sequence) => sequence,
+        None => listing::newest_sequence(&core.vault)?.saturating_add(1),
+    };
     let record = SnapshotRecord {
         id: core.id,
-        sequence: listing::newest_sequence(&core.vault)?.saturating_add(1),
+        sequence,
         created: draft.created,
         vm: draft.vm,
         vm_name: draft.vm_name,
@@ -43,7 +66,9 @@ pub(crate) fn commit(core: &Core, draft: SnapshotDraft) -> Result<SnapshotRecord
         images: draft.images,
         blobs: draft.blobs,
         details: draft.details,
-        stats: core.stats(),
+        stats: provenance.before + core.stats(),
+        origin: provenance.origin,
+        part: provenance.part,
     };
     put(core, &Outcome::Committed(Box::new(record.clone())))?;
     Ok(record)

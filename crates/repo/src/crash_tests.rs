@@ -114,12 +114,12 @@ pub(crate) fn eager() -> GcParams {
     GcParams { compaction: Some(compaction), ..GcParams::default() }
 }
 
-fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
+pub(crate) fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
     let root = Path::new("simulated");
     Repository::open_in(Box::new(LocalStore::on(Box::new(disk.clone()), root)), None, root, &[])
 }
 
-fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {
+pub(crate) fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord, Error> {
     let parent = repository.snapshots()?.records.pop();
     let params = SessionParams { threads: Some(1), ..SessionParams::default() };
     let session = repository.begin(params)?;

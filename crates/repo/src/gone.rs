@@ -122,6 +122,16 @@ pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId, at: Timestamp) -> Resu
     vault.store.put_if_absent(&key, &object).map(drop)
 }
 
+/// Deletes for good a snapshot that is not there yet, so that nobody will see it.
+pub(crate) fn delete_beforehand(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
+    // In this order there is no deletion that could be undone. An end without a
+    // deletion means nothing.
+    put_end(vault, snapshot, 0, COLLECTED)?;
+    let key = key(snapshot, 0);
+    let object = signed::encode(vault, &key, KIND, &[Timestamp::now().to_string()]);
+    vault.store.put_if_absent(&key, &object).map(drop)
+}
+
 /// Returns the snapshots of the newest act of deletion that can be undone.
 pub(crate) fn newest_act(vault: &Vault) -> Result<Vec<SnapshotId>, Error> {
     let deletions = Deletions::read(vault)?;

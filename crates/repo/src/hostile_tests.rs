@@ -139,6 +139,8 @@ impl Forge {
             images: vec![NamedImage { name: "../../../\0outside".to_owned(), root }],
             blobs: blob.into_iter().map(|blob| ("/etc/passwd".to_owned(), blob)).collect(),
             details: serde_json::Value::Null,
+            origin: None,
+            part: None,
             stats: crate::SessionStats::default(),
         };
         let vault = Arc::clone(&self.repository.vault);

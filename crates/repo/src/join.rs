@@ -74,6 +74,11 @@ impl Joins {
         })
     }
 
+    /// Whether a segment was there when the session began and may be referred to.
+    pub(crate) fn may_use(&self, segment: &SegmentName) -> bool {
+        self.usable.contains(segment)
+    }
+
     /// Remembers the blocks of a frame.
     pub(crate) fn remember(&self, frame: FramePointer, ids: &[BlockId]) {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner).add(frame, ids);

@@ -110,6 +110,16 @@ fn newest(
     Ok((protected, damage))
 }
 
+/// Says something of a snapshot that is not there yet, and has no label.
+pub(crate) fn say_beforehand(
+    vault: &Vault,
+    snapshot: SnapshotId,
+    label: &Label,
+) -> Result<(), Error> {
+    let key = key(snapshot, 0);
+    vault.store.put_if_absent(&key, &encode(vault, &key, label)?).map(drop)
+}
+
 /// Changes what is said of a snapshot; returns what was said before, and after.
 /// When this returns, it survives power loss. The change may be tried several
 /// times.

@@ -13,11 +13,16 @@
 //!
 //! This crate never sees a VM, prints nothing and reads no environment.
 
+mod attempt;
 mod blob;
 mod blocks;
 mod cache;
+mod carry;
 mod commit;
 mod compact;
+mod copy;
+#[cfg(test)]
+mod copy_tests;
 #[cfg(test)]
 mod crash_tests;
 mod diff;
@@ -81,6 +86,7 @@ mod wrapping;
 mod writer;
 
 pub use compact::{CompactionReport, Skipped};
+pub use copy::{Copier, CopyError, CopyParams, CopyPlan, CopyReport};
 pub use error::{Damage, Error, Kind};
 pub use gc::GcReport;
 pub use label::{Label, Labels};
@@ -89,7 +95,7 @@ pub use location::{BucketName, Location, S3Access};
 pub use loss::Loss;
 pub use nearby::CacheParams;
 pub use reader::{DataExtents, ImageReader, Piece, Sequence};
-pub use record::{BlobId, NamedImage, SnapshotDraft, SnapshotRecord};
+pub use record::{BlobId, NamedImage, Origin, Part, SnapshotDraft, SnapshotRecord};
 pub use repair::RepairReport;
 pub use repository::{GcParams, InitParams, Pin, Repository, Usage};
 pub use session::{ImageParams, Session, SessionParams, SessionStats, Unwritten};

@@ -43,6 +43,22 @@ pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
     Ok(listing)
 }
 
+/// Returns what is there of copies that were not finished.
+pub(crate) fn parts(vault: &Vault) -> Result<Vec<SnapshotRecord>, Error> {
+    let deletions = Deletions::read(vault)?;
+    let mut outcomes = outcomes(vault)?;
+    outcomes.retain(|(id, _)| deletions.has_collected(*id));
+    let mut parts = Vec::new();
+    for outcome in vault.at_once(&outcomes, |(_, key)| read_known(vault, key)) {
+        match outcome {
+            Ok(Outcome::Committed(record)) if record.part.is_some() => parts.push(*record),
+            Ok(_) | Err(Error::Damaged(_) | Error::NotFound(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(parts)
+}
+
 /// Returns the highest sequence number of all snapshots whose records are
 /// there, deleted or not: a deletion may be undone.
 pub(crate) fn newest_sequence(vault: &Vault) -> Result<u64, Error> {

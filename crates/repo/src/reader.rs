@@ -18,7 +18,7 @@ use crate::vault::Vault;
 const BLOCK: u64 = BLOCK_SIZE as u64;
 const REGION_SIZE: u64 = BLOCK * REGION_BLOCKS as u64;
 /// The longest piece of a [`Sequence`].
-const PIECE: u64 = 1 << 20;
+pub(crate) const PIECE: u64 = 1 << 20;
 /// Pieces that each thread of a [`Sequence`] reads ahead.
 const AHEAD: usize = 4;
 
@@ -36,6 +36,10 @@ impl ImageReader {
         Self { map: Arc::new(ImageMap::new(vault, root)) }
     }
 
+    pub(crate) fn vault(&self) -> &Arc<Vault> {
+        &self.map.vault
+    }
+
     /// Returns the size of the image.
     pub fn size(&self) -> ByteCount {
         self.map.root.size
@@ -50,12 +54,27 @@ impl ImageReader {
 
     /// Returns the ranges that are not zero, in order and joined.
     pub fn data_extents(&self) -> DataExtents {
-        DataExtents { reader: self.clone(), leaf: 0, found: Vec::new().into_iter(), open: None }
+        self.data_extents_from(0)
+    }
+
+    /// Returns the same from the leaf of an offset on.
+    pub(crate) fn data_extents_from(&self, offset: u64) -> DataExtents {
+        let leaf = offset / LEAF_SIZE;
+        DataExtents { reader: self.clone(), leaf, found: Vec::new().into_iter(), open: None }
     }
 
     /// Reads all data in order, ahead of the caller and with several threads.
     pub fn sequence(&self, threads: usize) -> Sequence {
-        Sequence::start(self, threads.max(1))
+        Sequence::start(self, threads.max(1), |reader| reader.pieces())
+    }
+
+    /// Reads some ranges, of at most 1 MiB each, in the same way.
+    pub(crate) fn sequence_of(&self, extents: Vec<Extent>, threads: usize) -> Sequence {
+        let extents: Arc<[Extent]> = extents.into();
+        Sequence::start(self, threads.max(1), move |_| {
+            let extents = Arc::clone(&extents);
+            (0..extents.len()).map(move |number| Ok(extents[number]))
+        })
     }
 
     /// Fills a buffer of zeroes.
@@ -99,7 +118,7 @@ impl ImageReader {
     }
 
     /// Adds what a leaf has, joined with what comes before.
-    fn leaf_extents(&self, index: u64, extents: &mut Vec<Extent>) -> Result<(), Error> {
+    pub(crate) fn leaf_extents(&self, index: u64, extents: &mut Vec<Extent>) -> Result<(), Error> {
         let Some(leaf) = self.map.leaf(index)? else { return Ok(()) };
         for (region, entry) in (0..).zip(&leaf.regions) {
             let start = index * LEAF_SIZE + region * REGION_SIZE;
@@ -226,15 +245,20 @@ pub struct Sequence {
 pub type Piece = (u64, Vec<u8>);
 
 impl Sequence {
-    fn start(reader: &ImageReader, threads: usize) -> Self {
+    /// Each thread reads its share of the pieces.
+    fn start<P, I>(reader: &ImageReader, threads: usize, pieces: P) -> Self
+    where
+        P: Fn(&ImageReader) -> I + Clone + Send + 'static,
+        I: Iterator<Item = Result<Extent, Error>>,
+    {
         let queues = (0..threads)
             .map(|number| {
                 let (sender, receiver) = crossbeam_channel::bounded(AHEAD);
-                let reader = reader.clone();
+                let (reader, pieces) = (reader.clone(), pieces.clone());
                 let spawned = thread::Builder::new().name("repo-read".to_owned()).spawn({
                     let sender = sender.clone();
                     move || {
-                        for piece in reader.pieces().skip(number).step_by(threads) {
+                        for piece in pieces(&reader).skip(number).step_by(threads) {
                             let piece = piece.and_then(|extent| reader.read_piece(extent));
                             let failed = piece.is_err();
                             if sender.send(piece).is_err() || failed {
@@ -272,7 +296,7 @@ impl Iterator for Sequence {
 impl ImageReader {
     /// Returns the data of the image in pieces that do not cross a multiple
     /// of [`PIECE`].
-    fn pieces(&self) -> impl Iterator<Item = Result<Extent, Error>> {
+    fn pieces(&self) -> impl Iterator<Item = Result<Extent, Error>> + use<> {
         self.data_extents().flat_map(|extent| {
             let mut rest = extent.as_ref().ok().copied();
             let mut error = extent.err();

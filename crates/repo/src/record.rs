@@ -81,6 +81,27 @@ pub struct SnapshotDraft {
     pub details: serde_json::Value,
 }
 
+/// A snapshot as it is known in every repository that has a copy of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// The repository that it was taken in.
+    pub repository: RepositoryId,
+    /// Its id there.
+    pub snapshot: SnapshotId,
+}
+
+/// How far a copy is that was not finished. A snapshot that has this was deleted
+/// before it was there: nobody sees it but the copy that goes on from it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Of the last image only what is before this byte is copied; all if `None`.
+    pub done: Option<u64>,
+    /// The snapshot as which the last image is from there on; zero if `None`.
+    pub base: Option<Origin>,
+}
+
 /// A committed snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SnapshotRecord {
@@ -107,6 +128,19 @@ pub struct SnapshotRecord {
     pub details: serde_json::Value,
     /// What writing it cost.
     pub stats: SessionStats,
+    /// What it is a copy of, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// How far it is, if it is a part of a copy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<Part>,
+}
+
+impl SnapshotRecord {
+    /// Returns what the snapshot is known as everywhere.
+    pub fn identity(&self, repository: RepositoryId) -> Origin {
+        self.origin.unwrap_or(Origin { repository, snapshot: self.id })
+    }
 }
 
 /// Where the images and blobs of a snapshot are from a move on: the same content

@@ -75,6 +75,10 @@ pub struct Pin {
 }
 
 impl Pin {
+    pub(crate) fn new(vault: &Arc<Vault>, slot: Slot, record: SnapshotRecord) -> Self {
+        Self { vault: Arc::clone(vault), slot: Some(slot), record }
+    }
+
     /// Returns the snapshot.
     pub fn record(&self) -> &SnapshotRecord {
         &self.record
@@ -320,7 +324,7 @@ impl Repository {
     /// if it is deleted meanwhile.
     pub fn pin(&self, id: SnapshotId) -> Result<Pin, Error> {
         let (slot, record) = slot::register_reader(&self.vault, id)?;
-        Ok(Pin { vault: Arc::clone(&self.vault), slot: Some(slot), record })
+        Ok(Pin::new(&self.vault, slot, record))
     }
 
     /// Removes what no snapshot and no reader needs. Snapshots may be taken

@@ -8,6 +8,7 @@
 //! A session whose process is killed leaves its slot without a holder; the
 //! next open of the repository ends it and removes its segments.
 
+use std::ops::Add;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +20,7 @@ use tintype_types::{ByteCount, SnapshotId};
 
 use crate::Error;
 use crate::blob;
-use crate::commit;
+use crate::commit::{self, Provenance};
 use crate::frame::{Encoder, FrameKind};
 use crate::heal;
 use crate::image::ImageState;
@@ -29,7 +30,8 @@ use crate::lanes::Lanes;
 use crate::map::ImageMap;
 use crate::pages::Pages;
 use crate::parents::Parents;
-use crate::pointer::{NodeId, NodePointer};
+use crate::pointer::{NodeId, NodePointer, Place};
+use crate::reach::Reach;
 use crate::record::{BlobId, Moved, Outcome, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
 use crate::sink::{Flush, Numbers, Sink, store_segments};
@@ -102,6 +104,21 @@ pub struct SessionStats {
     pub joined_blocks: u64,
     /// Blocks of zeroes that were written.
     pub zero_blocks: u64,
+}
+
+impl Add for SessionStats {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            read_bytes: ByteCount(self.read_bytes.get() + other.read_bytes.get()),
+            stored_bytes: ByteCount(self.stored_bytes.get() + other.stored_bytes.get()),
+            new_blocks: self.new_blocks + other.new_blocks,
+            unchanged_blocks: self.unchanged_blocks + other.unchanged_blocks,
+            joined_blocks: self.joined_blocks + other.joined_blocks,
+            zero_blocks: self.zero_blocks + other.zero_blocks,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -273,6 +290,29 @@ impl Session {
         ImageWriter::begin(Arc::clone(&self.core), Arc::new(image))
     }
 
+    /// Whether an image may be the parent of others, or a part of the snapshot.
+    pub(crate) fn may_refer_to(&self, root: &ImageRoot) -> Result<bool, Error> {
+        Ok(self.core.parents.find(&self.core.vault, root)?.is_some())
+    }
+
+    /// Lets the session refer to what a snapshot has that nobody else sees, if
+    /// all of it is there and stays: whether it is.
+    ///
+    /// It stays if it was there after the session's slot was put, and was not
+    /// condemned by then: later collections wait for the session.
+    pub(crate) fn adopt(&self, record: &SnapshotRecord) -> Result<bool, Error> {
+        let vault = &self.core.vault;
+        let mut stays = true;
+        let visit = |place: &Place, _| stays &= self.core.joins.may_use(&place.segment);
+        match Reach::new(vault, visit).snapshot(record) {
+            Ok(()) if stays => {}
+            Ok(()) | Err(Error::Damaged(_)) => return Ok(false),
+            Err(error) => return Err(error),
+        }
+        record.images.iter().for_each(|image| self.core.parents.add(image.root.clone()));
+        Ok(true)
+    }
+
     /// Stores a byte string. It is durable when the session is committed.
     pub fn blob(&self, bytes: &[u8]) -> Result<BlobId, Error> {
         self.core.lanes.check()?;
@@ -307,9 +347,18 @@ impl Session {
     /// survives power loss and was read back. On an error there is no snapshot,
     /// unless the error is that of the very last write: then the repository
     /// decides when it is opened next.
-    pub fn commit(mut self, mut draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+    pub fn commit(self, draft: SnapshotDraft) -> Result<SnapshotRecord, Error> {
+        self.commit_copy(draft, Provenance::default())
+    }
+
+    /// Does the same with a snapshot that comes from another repository.
+    pub(crate) fn commit_copy(
+        mut self,
+        mut draft: SnapshotDraft,
+        provenance: Provenance,
+    ) -> Result<SnapshotRecord, Error> {
         commit::check(&self.core, &mut draft)?;
-        self.finish(|core| commit::commit(core, draft))
+        self.finish(|core| commit::commit(core, draft, provenance))
     }
 
     /// Ends the session without a snapshot of its own: when this returns `Ok`,

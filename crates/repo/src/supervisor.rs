@@ -19,6 +19,9 @@ pub trait Supervisor: Sync {
     /// is waited for a sign of life of each, so long at most.
     fn waits(&self, _sessions: usize, _at_most: Duration) {}
 
+    /// What was copied so far stays, whatever happens to the rest.
+    fn keeps_part(&self) {}
+
     /// Whether the work should end, with an error of
     /// [`Kind::Interrupted`](crate::Kind::Interrupted).
     fn is_cancelled(&self) -> bool {

@@ -119,6 +119,15 @@ const SOAKS: &[Soak] = &[
         counted: "kills",
         usual: 20_000,
     },
+    Soak {
+        name: "copies",
+        about: "copies random histories to another repository, interrupted",
+        package: "tintype-repo",
+        target: &["--test", "it"],
+        tests: &["copy::random_histories"],
+        counted: "histories",
+        usual: 1000,
+    },
 ];
 
 /// How the last line of a test starts.

@@ -3,6 +3,7 @@
 #![cfg(test)]
 #![expect(clippy::cast_possible_truncation, reason = "tests run on 64-bit machines only")]
 
+mod copy;
 mod damage;
 mod died;
 mod full;
