@@ -6,6 +6,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::copy::CopyArguments;
 use crate::export::ExportArguments;
 use crate::import::ImportArguments;
 use crate::page_server::{LoadArguments, PageServerArguments};
@@ -68,7 +69,7 @@ pub(crate) struct Globals {
 }
 
 /// Reads an amount of bytes: a number, and K, M, G or T for powers of 1024.
-fn size(text: &str) -> Result<ByteCount, String> {
+pub(crate) fn size(text: &str) -> Result<ByteCount, String> {
     let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
     let unit = match &text[digits.len()..] {
         "" => 1,
@@ -141,6 +142,8 @@ pub(crate) enum Command {
     Import(ImportArguments),
     /// Write a snapshot for other tools: a disk, a chain, memory, or an archive.
     Export(ExportArguments),
+    /// Copy snapshots to another repository: what it lacks, checked and encrypted for it.
+    Copy(CopyArguments),
     /// Delete snapshots. It can be undone until `gc` has freed their space.
     Rm {
         /// The snapshots.
@@ -374,7 +377,8 @@ pub(crate) enum Mode {
     Stop,
 }
 
-fn parse_tag(text: &str) -> Result<(String, String), String> {
+/// Reads `KEY=VALUE`.
+pub(crate) fn parse_tag(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
         _ => Err("a tag is written KEY=VALUE".to_owned()),

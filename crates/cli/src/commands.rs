@@ -16,6 +16,7 @@ use tintype_types::ByteCount;
 
 use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
 use crate::clone;
+use crate::copy;
 use crate::exit::Exit;
 use crate::export;
 use crate::import;
@@ -42,12 +43,12 @@ pub(crate) fn run(globals: &Globals, command: Command, output: &Output) -> Resul
     }
     let show = Arc::new(Show::new(*output, fault()));
     let engine = Engine::open(config(globals, Arc::clone(&show))?)?;
-    let done = dispatch(&engine, command, output);
+    let done = dispatch(&engine, command, globals, output);
     show.finish();
     done
 }
 
-fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> {
+fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Output) -> Result<Exit> {
     match command {
         Command::Init { encryption } => keys::init(engine, encryption, output)?,
         Command::Key(command) => keys::key(engine, command, output)?,
@@ -82,6 +83,9 @@ fn dispatch(engine: &Engine, command: Command, output: &Output) -> Result<Exit> 
         Command::Restore(arguments) => restore::run(engine, arguments, output)?,
         Command::Import(arguments) => import::run(engine, arguments, output)?,
         Command::Export(arguments) => export::run(engine, arguments, output)?,
+        Command::Copy(arguments) => {
+            return copy::run(engine, arguments, globals.limit_rate, output);
+        }
         Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
         Command::Prune(arguments) => return prune::run(engine, *arguments, output),
         Command::Undo => removal::undo(engine, output)?,
@@ -210,7 +214,7 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     Ok(EngineConfig {
         home,
         repository,
-        s3: s3_access(globals.limit_rate),
+        s3: s3_access(&[""], globals.limit_rate),
         cache_limit: globals.cache_size,
         keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
@@ -224,9 +228,13 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     })
 }
 
-/// Reads the variables that S3 tools read; `None` without an access key.
-fn s3_access(rate: Option<ByteCount>) -> Option<S3Access> {
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+/// Reads the variables that S3 tools read, with the first of these prefixes that
+/// has an access key; `None` without one.
+pub(crate) fn s3_access(prefixes: &[&str], rate: Option<ByteCount>) -> Option<S3Access> {
+    let value = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let has_key = |prefix: &&&str| value(&format!("{prefix}AWS_ACCESS_KEY_ID")).is_some();
+    let prefix = prefixes.iter().find(has_key)?;
+    let variable = |name: &str| value(&format!("{prefix}{name}"));
     let (id, secret) = (variable("AWS_ACCESS_KEY_ID")?, variable("AWS_SECRET_ACCESS_KEY")?);
     let mut access = S3Access::new(&id, &secret);
     access.bytes_per_second = rate.and_then(|rate| NonZeroU64::new(rate.get()));

@@ -1,6 +1,6 @@
 //! The commands about keys, and where keys come from: files, the environment and the terminal.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 use tintype_engine::{Encryption, EncryptionKind, Engine, Error, InitReport, Result};
@@ -8,14 +8,32 @@ use tintype_engine::{Encryption, EncryptionKind, Engine, Error, InitReport, Resu
 use crate::arguments::{self, Globals, KeyCommand, NewKey};
 use crate::output::Output;
 
+/// Files with keys of one repository.
+#[derive(Debug, Default)]
+pub(crate) struct Files {
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) passphrase_file: Option<PathBuf>,
+    pub(crate) age_identity: Option<PathBuf>,
+}
+
 /// Returns the keys that the command line and the environment give.
 pub(crate) fn at_hand(globals: &Globals) -> Result<Vec<Encryption>> {
-    let mut keys: Vec<_> = globals.key_file.iter().cloned().map(Encryption::KeyFile).collect();
-    if let Some(file) = &globals.passphrase_file {
+    let files = Files {
+        key_file: globals.key_file.clone(),
+        passphrase_file: globals.passphrase_file.clone(),
+        age_identity: globals.age_identity.clone(),
+    };
+    given(&files, "TINTYPE_PASSPHRASE")
+}
+
+/// Returns the keys that files and a variable with a passphrase give.
+pub(crate) fn given(files: &Files, variable: &str) -> Result<Vec<Encryption>> {
+    let mut keys: Vec<_> = files.key_file.iter().cloned().map(Encryption::KeyFile).collect();
+    if let Some(file) = &files.passphrase_file {
         keys.push(passphrase_in(file)?);
     }
-    keys.extend(globals.age_identity.iter().cloned().map(Encryption::AgeIdentity));
-    keys.extend(std::env::var("TINTYPE_PASSPHRASE").ok().map(Encryption::Passphrase));
+    keys.extend(files.age_identity.iter().cloned().map(Encryption::AgeIdentity));
+    keys.extend(std::env::var(variable).ok().map(Encryption::Passphrase));
     Ok(keys)
 }
 

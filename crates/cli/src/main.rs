@@ -4,6 +4,7 @@
 mod arguments;
 mod clone;
 mod commands;
+mod copy;
 mod exit;
 mod export;
 mod import;

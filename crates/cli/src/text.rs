@@ -229,6 +229,10 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     row("id", report.id.to_string());
     row("created", report.created.to_string());
     row("parent", report.parent.map_or_else(|| "none".to_owned(), |id| id.short()));
+    if let Some(origin) = report.origin {
+        let repository = origin.repository.to_string();
+        row("copy of", format!("{} in the repository {repository}", origin.snapshot.short()));
+    }
     row("message", report.message.clone());
     for (key, value) in &report.tags {
         row("tag", format!("{key}={value}"));

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tintype_repo::{ImageRoot, Label, Repository, SnapshotRecord};
+use tintype_repo::{ImageRoot, Label, Origin, Repository, SnapshotRecord};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
 use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 pub use tintype_vm::{DiskRead, Reading};
@@ -177,6 +177,7 @@ impl Snapshot {
             message: details.message.clone(),
             tags: details.tags.clone(),
             pinned: *pinned,
+            origin: record.origin,
         }
     }
 }
@@ -220,6 +221,8 @@ pub struct SnapshotReport {
     pub tags: Vec<(String, String)>,
     /// Whether it is protected from deletion.
     pub pinned: bool,
+    /// What it is a copy of, if it is one.
+    pub origin: Option<Origin>,
 }
 
 /// How one disk of a snapshot was read.

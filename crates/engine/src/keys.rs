@@ -100,24 +100,7 @@ impl Engine {
     /// and the one in the home.
     pub(crate) fn keys_at_hand(&self) -> Result<Vec<Encryption>> {
         let mut keys = self.config.keys.clone();
-        for key in &keys {
-            let (path, what, hint) = match key {
-                Encryption::KeyFile(path) => {
-                    (path, "key file", "--key-file or TINTYPE_KEY_FILE says where it is")
-                }
-                Encryption::AgeIdentity(path) => (
-                    path,
-                    "age identity",
-                    "--age-identity or TINTYPE_AGE_IDENTITY says where it is",
-                ),
-                _ => continue,
-            };
-            if !path.exists() {
-                return Err(Error::invalid(format!("there is no {what} {}", path.display()))
-                    .state("nothing was changed")
-                    .hint(hint));
-            }
-        }
+        must_exist(&keys, "--")?;
         keys.extend(self.typed.get().cloned());
         let own = self.home.key_file();
         if own.exists() {
@@ -168,4 +151,23 @@ impl Engine {
         let words = self.config.observer.ask_passphrase(&question)?;
         Some(Encryption::Passphrase(words.to_string()))
     }
+}
+
+/// Fails if one of the files that were given with options is not there.
+pub(crate) fn must_exist(keys: &[Encryption], options: &str) -> Result<()> {
+    for key in keys {
+        let (path, what, option) = match key {
+            Encryption::KeyFile(path) => (path, "key file", "key-file"),
+            Encryption::AgeIdentity(path) => (path, "age identity", "age-identity"),
+            _ => continue,
+        };
+        if !path.exists() {
+            let variable = option.replace('-', "_").to_uppercase();
+            let to = options.trim_start_matches('-').replace('-', "_").to_uppercase();
+            return Err(Error::invalid(format!("there is no {what} {}", path.display()))
+                .state("nothing was changed")
+                .hint(format!("{options}{option} or TINTYPE_{to}{variable} says where it is")));
+        }
+    }
+    Ok(())
 }

@@ -5,6 +5,7 @@
 //! [`EngineConfig`] and hears of what goes on through an [`Observer`].
 
 mod clone;
+mod copy;
 mod details;
 mod disks;
 mod doctor;
@@ -53,6 +54,7 @@ use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
 pub use clone::{CloneParams, CloneReport, ClonedVm};
+pub use copy::{CopiedSnapshot, CopyAction, CopyParams, CopySummary};
 pub use details::{
     Details, DiskRead, DiskReport, MemoryBlock, Purpose, Reading, SavedDisk, SavedFile, Snapshot,
     SnapshotReport,
@@ -76,7 +78,7 @@ pub use revert::{RevertParams, RevertReport};
 pub use settings::{SettingsChange, VmSettings};
 pub use space::{LogEntry, SnapshotSpace, SpaceReport};
 pub use take::TakeParams;
-pub use tintype_repo::{Encryption, KeySlot, S3Access};
+pub use tintype_repo::{Encryption, KeySlot, Origin, S3Access};
 pub use tintype_retention::{Count, Period, Policy, TagSet};
 pub use tintype_vm::{Cancel, MovedPort, Way};
 pub use verify::{LostPart, VerifySummary};
@@ -84,6 +86,26 @@ pub use vms::{VmReport, VmState};
 
 /// What to do about a server that would lose snapshots.
 const UNSAFE_STORE_HINT: &str = "use a folder, or an S3 server where `If-None-Match: *` lets one of several puts win, such as AWS or Ceph";
+
+/// What to do if a repository cannot be opened.
+struct Hints {
+    /// For want of a key.
+    key: &'static str,
+    /// For any other reason.
+    place: &'static str,
+}
+
+/// For the repository of the command.
+const OWN: Hints = Hints {
+    key: "--key-file, --passphrase-file, TINTYPE_PASSPHRASE or --age-identity gives a key that fits",
+    place: "`tintype init` makes one; --repo or TINTYPE_REPO says where it is",
+};
+
+/// For the one that is copied to.
+const OTHER: Hints = Hints {
+    key: "--to-key-file, --to-passphrase-file, TINTYPE_TO_PASSPHRASE or --to-age-identity gives a key that fits",
+    place: "`tintype --repo URL init` makes one; --to says where it is",
+};
 
 /// What a front end decides.
 #[derive(Clone)]
@@ -142,23 +164,47 @@ impl Engine {
 
     /// Opens the repository that is in a place.
     pub(crate) fn open_repository(&self, place: &Path) -> Result<Repository> {
-        let open = |keys: &[Encryption]| Repository::open_at(&self.site(place)?, keys);
-        let mut opened = open(&self.keys_at_hand()?);
-        if opened.as_ref().is_err_and(tintype_repo::Error::wants_passphrase)
-            && let Some(key) = self.ask_passphrase(place)
-        {
-            opened = open(std::slice::from_ref(&key)).inspect(|_| drop(self.typed.set(key)));
-        }
+        self.open_site(self.site(place), place, &self.keys_at_hand()?, &OWN)
+    }
+
+    /// Opens a repository beside the one of this command, with keys of its own.
+    pub(crate) fn open_other_repository(
+        &self,
+        place: &Path,
+        keys: &[Encryption],
+        s3: Option<&S3Access>,
+    ) -> Result<Repository> {
+        keys::must_exist(keys, "--to-")?;
+        let site = self.site(place).map(|site| Site { s3: s3.cloned().or(site.s3), ..site });
+        self.open_site(site, place, &[keys, &self.keys_at_hand()?].concat(), &OTHER)
+    }
+
+    fn open_site(
+        &self,
+        site: Result<Site, tintype_repo::Error>,
+        place: &Path,
+        keys: &[Encryption],
+        hints: &Hints,
+    ) -> Result<Repository> {
+        let reachable = site.as_ref().is_ok_and(|site| site.s3.is_some());
+        let opened = site.and_then(|site| {
+            let mut opened = Repository::open_at(&site, keys);
+            if opened.as_ref().is_err_and(tintype_repo::Error::wants_passphrase)
+                && let Some(key) = self.ask_passphrase(place)
+            {
+                opened = Repository::open_at(&site, std::slice::from_ref(&key))
+                    .inspect(|_| drop(self.typed.set(key)));
+            }
+            opened
+        });
         opened.map_err(|error| {
             let hint = match error.kind() {
                 Kind::UnsafeStore => UNSAFE_STORE_HINT,
-                Kind::Key if is_bucket(place) && self.config.s3.is_none() => {
+                Kind::Key if is_bucket(place) && !reachable => {
                     "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give an access key"
                 }
-                Kind::Key => {
-                    "--key-file, --passphrase-file, TINTYPE_PASSPHRASE or --age-identity gives a key that fits"
-                }
-                _ => "`tintype init` makes one; --repo or TINTYPE_REPO says where it is",
+                Kind::Key => hints.key,
+                _ => hints.place,
             };
             Error::failed(format!("cannot open the repository {}", place.display()))
                 .because(error)

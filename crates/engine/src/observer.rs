@@ -3,8 +3,8 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a clone, of a page server and of an import, in
-/// order. A test can hold or kill the
+/// The steps of a take, of a revert, of a clone, of a page server, of an import and of a
+/// copy, in order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
@@ -41,11 +41,13 @@ pub enum Step {
     LoadForgotten,
     ImportStored,
     ImportCommitted,
+    CopyPart,
+    CopyCommitted,
 }
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 32] = [
+    pub const ALL: [Self; 34] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -78,6 +80,8 @@ impl Step {
         Self::LoadForgotten,
         Self::ImportStored,
         Self::ImportCommitted,
+        Self::CopyPart,
+        Self::CopyCommitted,
     ];
 
     /// Returns its name: `take-instant`.

@@ -7,7 +7,7 @@ use tintype_types::ByteCount;
 use tintype_vm::Cancel;
 
 use crate::Engine;
-use crate::observer::{Observer, Progress};
+use crate::observer::{Observer, Progress, Step};
 
 /// Tells the front end how far the repository is, and the repository when the
 /// front end wants to stop.
@@ -43,6 +43,10 @@ impl tintype_repo::Supervisor for Supervisor<'_> {
                 at_most.as_secs()
             ));
         }
+    }
+
+    fn keeps_part(&self) {
+        self.observer.step(Step::CopyPart);
     }
 
     fn is_cancelled(&self) -> bool {

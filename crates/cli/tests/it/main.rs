@@ -8,6 +8,7 @@ mod bucket;
 mod clones;
 mod command;
 mod concurrent;
+mod copy;
 mod cycles;
 mod damage;
 mod deletion;
