@@ -44,6 +44,10 @@ pub(crate) struct Globals {
     #[arg(long, global = true, env = "TINTYPE_CACHE_SIZE", value_name = "SIZE",
           value_parser = size, default_value = "10G")]
     pub(crate) cache_size: ByteCount,
+    /// How much the repository may hold; takes beyond it are refused.
+    #[arg(long, global = true, env = "TINTYPE_REPO_BUDGET", value_name = "SIZE",
+          value_parser = size)]
+    pub(crate) repo_budget: Option<ByteCount>,
     /// How much may go to and come from a bucket in a second, such as 20M.
     #[arg(long, global = true, env = "TINTYPE_LIMIT_RATE", value_name = "SIZE",
           value_parser = size)]
@@ -149,6 +153,9 @@ pub(crate) enum Command {
         /// The snapshots.
         #[arg(required = true)]
         snapshots: Vec<String>,
+        /// Only say what would be deleted, and how much space that frees.
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Delete the snapshots of a VM that no rule keeps. It can be undone like `rm`.
     Prune(Box<PruneArguments>),
@@ -362,6 +369,9 @@ pub(crate) struct TakeArguments {
     /// How to capture memory.
     #[arg(long, default_value = "auto")]
     pub(crate) mode: Mode,
+    /// Try it even if there is not nearly room for it.
+    #[arg(long)]
+    pub(crate) ignore_space: bool,
 }
 
 /// How to capture memory.

@@ -86,7 +86,9 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         Command::Copy(arguments) => {
             return copy::run(engine, arguments, globals.limit_rate, output);
         }
-        Command::Rm { snapshots } => removal::remove(engine, &snapshots, output)?,
+        Command::Rm { snapshots, dry_run } => {
+            removal::remove(engine, &snapshots, dry_run, output)?;
+        }
         Command::Prune(arguments) => return prune::run(engine, *arguments, output),
         Command::Undo => removal::undo(engine, output)?,
         Command::Label(command) => labels::run(engine, command, output)?,
@@ -171,6 +173,7 @@ fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()
         without_memory: arguments.no_memory,
         excluded_disks: arguments.excluded_disks,
         full: arguments.full,
+        ignore_space: arguments.ignore_space,
         way: match arguments.mode {
             Mode::Auto => None,
             Mode::Iterating => Some(Way::Iterating),
@@ -216,6 +219,7 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
         repository,
         s3: s3_access(&[""], globals.limit_rate),
         cache_limit: globals.cache_size,
+        budget: globals.repo_budget,
         keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
             .iter()

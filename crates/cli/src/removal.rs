@@ -2,16 +2,25 @@
 
 use std::fmt::Write;
 
-use tintype_engine::{CollectionReport, Engine, NotCompacted, Result, SpaceReport};
+use tintype_engine::{CollectionReport, Engine, NotCompacted, Result, SpaceReport, VmSpace};
 
 use crate::output::Output;
 
 /// Deletes snapshots.
-pub(crate) fn remove(engine: &Engine, snapshots: &[String], output: &Output) -> Result<()> {
-    let report = engine.remove(snapshots)?;
+pub(crate) fn remove(
+    engine: &Engine,
+    snapshots: &[String],
+    dry_run: bool,
+    output: &Output,
+) -> Result<()> {
+    let report = engine.remove(snapshots, dry_run)?;
     output.result(&report, || {
         let ids: Vec<_> = report.removed.iter().map(|id| id.short()).collect();
-        format!("deleted {}; `tintype undo` takes it back until `tintype gc`", ids.join(", "))
+        let ids = ids.join(", ");
+        match report.freed_bytes {
+            Some(freed) => format!("would delete {ids}; `tintype gc` would free {freed}"),
+            None => format!("deleted {ids}; `tintype undo` takes it back until `tintype gc`"),
+        }
     });
     Ok(())
 }
@@ -77,7 +86,7 @@ fn taken(report: &SpaceReport) -> String {
             snapshot.name
         );
     }
-    let _ = write!(
+    let _ = writeln!(
         text,
         "together they need {}, of which {} are theirs alone and {} are shared; the repository has {}",
         report.referenced_bytes,
@@ -85,5 +94,47 @@ fn taken(report: &SpaceReport) -> String {
         report.shared_bytes,
         report.repository_bytes
     );
+    if let (Some(overall), Some(deduplication), Some(compression)) =
+        (report.ratio.overall, report.ratio.deduplication, report.ratio.compression)
+    {
+        let _ = writeln!(
+            text,
+            "they hold {}, {overall:.1} times as much: {deduplication:.1} by deduplication, {compression:.1} by compression",
+            report.logical_bytes
+        );
+    }
+    report.vms.iter().for_each(|vm| of_vm(&mut text, vm));
+    for bound in &report.bounds {
+        let _ = writeln!(text, "{}", bound.told());
+    }
+    if let Some(full) = report.days_to_full {
+        let _ = writeln!(text, "at this rate it is full in {}", days(full));
+    }
     text
+}
+
+fn of_vm(text: &mut String, vm: &VmSpace) {
+    let VmSpace { vm, snapshots, referenced_bytes, growth, budget_bytes, days_to_budget } = vm;
+    let _ = write!(text, "{vm}: {snapshots} snapshots need {referenced_bytes}");
+    if let Some(budget) = budget_bytes {
+        let _ = write!(text, " of {budget}");
+    }
+    if let Some(growth) = growth {
+        let _ = write!(
+            text,
+            "; takes store {} a day, by {} of them in {}",
+            growth.daily_bytes(),
+            growth.takes,
+            days(growth.period_days)
+        );
+    }
+    if let Some(full) = days_to_budget {
+        let _ = write!(text, ", and use up the budget in {}", days(*full));
+    }
+    text.push('\n');
+}
+
+/// Writes a time as people read it: `7 hours`, `12 days`.
+fn days(days: f64) -> String {
+    if days < 2.0 { format!("{:.0} hours", days * 24.0) } else { format!("{days:.0} days") }
 }

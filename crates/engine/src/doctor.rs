@@ -44,6 +44,7 @@ impl Engine {
     /// Looks at this machine, and at a VM if one is named.
     pub fn doctor(&self, vm: Option<&VmName>) -> Result<Vec<Finding>> {
         let mut findings = vec![kvm(), userfaultfd(), qemu(), self.repository_health()];
+        findings.extend(self.space_findings(vm));
         if let Some(vm) = vm {
             findings.extend(self.vm_findings(vm)?);
         }

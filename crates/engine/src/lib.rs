@@ -12,6 +12,7 @@ mod doctor;
 mod error;
 mod export;
 mod files;
+mod growth;
 mod heal;
 mod home;
 mod import;
@@ -33,6 +34,7 @@ mod removal;
 mod repair;
 mod restore;
 mod revert;
+mod room;
 mod settings;
 mod shared_memory;
 mod sink;
@@ -62,6 +64,7 @@ pub use details::{
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{ExportFormat, ExportParams, ExportReport};
+pub use growth::Growth;
 pub use home::Home;
 pub use import::{ImportParams, ImportReport, ImportedSnapshot};
 pub use keys::{EncryptionKind, InitReport};
@@ -75,8 +78,9 @@ pub use removal::{CollectionReport, NotCompacted, RemovalReport, UndoReport};
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
 pub use revert::{RevertParams, RevertReport};
+pub use room::{Bound, BoundKind};
 pub use settings::{SettingsChange, VmSettings};
-pub use space::{LogEntry, SnapshotSpace, SpaceReport};
+pub use space::{LogEntry, Ratio, SnapshotSpace, SpaceReport, VmSpace};
 pub use take::TakeParams;
 pub use tintype_repo::{Encryption, KeySlot, Origin, S3Access};
 pub use tintype_retention::{Count, Period, Policy, TagSet};
@@ -119,6 +123,8 @@ pub struct EngineConfig {
     pub s3: Option<S3Access>,
     /// The bytes of buckets that may be kept in the home.
     pub cache_limit: ByteCount,
+    /// How much the repository may hold.
+    pub budget: Option<ByteCount>,
     /// What opens the repository, besides the key file in the home.
     pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.

@@ -172,6 +172,7 @@ impl Engine {
                 (report.pinned, Guard::Pinned),
                 (needed.current.contains(&report.id), Guard::Current),
                 (needed.reverts.contains(&report.id), Guard::Revert),
+                (needed.loading.contains(&report.id), Guard::Loading),
                 (last_good == Some(report.id), Guard::LastGood),
             ];
             Candidate {
@@ -194,6 +195,9 @@ impl Engine {
         let mut needed = Needed::default();
         for vm in self.home.vm_names()? {
             needed.current.extend(self.vm_state(&vm)?.current);
+            let is_loading = self.loading(&vm).is_ok_and(|loading| loading.is_some());
+            let loading = self.loading_state(&vm)?.filter(|_| is_loading);
+            needed.loading.extend(loading.map(|loading| loading.snapshot));
             if let Some(Intent::Revert { target, safety, .. }) = self.intent(&vm)? {
                 needed.reverts.insert(target);
                 needed.reverts.extend(safety);
@@ -249,6 +253,8 @@ struct Needed {
     current: HashSet<SnapshotId>,
     /// What interrupted reverts have to put back.
     reverts: HashSet<SnapshotId>,
+    /// What memory is being loaded from.
+    loading: HashSet<SnapshotId>,
 }
 
 /// What was decided about one VM, oldest snapshot first.

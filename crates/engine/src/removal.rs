@@ -12,8 +12,13 @@ use crate::intent::Intent;
 /// Snapshots that were deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct RemovalReport {
+    /// Whether nothing was done.
+    pub dry_run: bool,
     /// Their ids.
     pub removed: Vec<SnapshotId>,
+    /// The stored bytes that nobody but they needs, which a collection frees; told by a
+    /// dry run alone, since it looks through the maps of all snapshots.
+    pub freed_bytes: Option<ByteCount>,
 }
 
 /// What was taken back.
@@ -56,8 +61,9 @@ pub enum NotCompacted {
 }
 
 impl Engine {
-    /// Deletes snapshots in one act. It can be undone until the next collection.
-    pub fn remove(&self, names: &[String]) -> Result<RemovalReport> {
+    /// Deletes snapshots in one act. It can be undone until the next collection. A dry run
+    /// says what that would free.
+    pub fn remove(&self, names: &[String], dry_run: bool) -> Result<RemovalReport> {
         let repository = self.repository()?;
         let all = self.all_snapshots(&repository)?;
         let mut removed = Vec::new();
@@ -69,10 +75,16 @@ impl Engine {
         }
         refuse_pinned(&repository, &all, &removed)?;
         self.refuse_needed(&removed)?;
+        if dry_run {
+            let shares = repository.shares_of(&removed);
+            let shares = shares.map_err(Error::step("cannot say what would be freed"))?;
+            let freed_bytes = Some(shares.together.exclusive_bytes);
+            return Ok(RemovalReport { dry_run, removed, freed_bytes });
+        }
         repository.remove_all(&removed).map_err(|error| {
             Error::failed("cannot delete").because(error).state("some may be deleted already")
         })?;
-        Ok(RemovalReport { removed })
+        Ok(RemovalReport { dry_run, removed, freed_bytes: None })
     }
 
     /// Finds a snapshot to delete; one whose record is damaged, by its whole id.

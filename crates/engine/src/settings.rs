@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use tintype_retention::Policy;
-use tintype_types::VmName;
+use tintype_types::{ByteCount, VmName};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -16,6 +16,8 @@ pub struct VmSettings {
     pub policy: Option<Policy>,
     /// Whether each take is followed by a `prune`.
     pub prune_after_take: bool,
+    /// How much its snapshots may need together.
+    pub budget: Option<ByteCount>,
 }
 
 /// What is to be another way; `None` leaves it as it is.
@@ -25,6 +27,8 @@ pub struct SettingsChange {
     pub policy: Option<Option<Policy>>,
     /// Whether each take is followed by a `prune`.
     pub prune_after_take: Option<bool>,
+    /// The budget, or none.
+    pub budget: Option<Option<ByteCount>>,
 }
 
 impl Engine {
@@ -37,6 +41,7 @@ impl Engine {
             settings.policy.clone_from(policy);
         }
         settings.prune_after_take = change.prune_after_take.unwrap_or(settings.prune_after_take);
+        settings.budget = change.budget.unwrap_or(settings.budget);
         if settings.policy.as_ref().is_some_and(Policy::is_empty) {
             return Err(empty_policy().state("nothing was changed"));
         }

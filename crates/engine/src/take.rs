@@ -46,6 +46,8 @@ pub struct TakeParams {
     pub excluded_disks: Vec<String>,
     /// Whether all disks are read whole, and no bitmap is left in QEMU.
     pub full: bool,
+    /// Whether it is tried even if there is not nearly room.
+    pub ignore_space: bool,
 }
 
 impl TakeParams {
@@ -85,13 +87,31 @@ impl Engine {
         let name = self.snapshot_name(&repository, &vm, params.name.as_ref())?;
         let wish =
             Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
-        if !vm.is_alive() {
+        let is_alive = vm.is_alive();
+        if !is_alive {
             refuse_imported(&vm.state.command_line, "take a snapshot of", &vm.name)?;
-            return self.take_powered_off(&repository, &mut vm, wish);
         }
-        self.await_loading(&vm)?;
+        let recent = self.recent(&repository, vm.state.id, is_alive && !params.without_memory)?;
+        if !params.ignore_space {
+            self.refuse_if_full(&repository, &vm, &recent)?;
+        }
+        let snapshot = match is_alive {
+            true => self.take_alive(&repository, &mut vm, wish)?,
+            false => self.take_powered_off(&repository, &mut vm, wish)?,
+        };
+        self.warn_if_tight(&repository, &vm, &recent);
+        Ok(snapshot)
+    }
+
+    fn take_alive(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        wish: Wish<'_>,
+    ) -> Result<Snapshot> {
+        self.await_loading(vm)?;
         let mut guest = vm.connect()?;
-        let (snapshot, watchdog) = self.take_running(&repository, &mut vm, &mut guest, wish)?;
+        let (snapshot, watchdog) = self.take_running(repository, vm, &mut guest, wish)?;
         self.forget_intent(&vm.name)?;
         watchdog.dismiss();
         self.config.observer.step(Step::TakeForgotten);

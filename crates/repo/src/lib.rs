@@ -99,7 +99,7 @@ pub use record::{BlobId, NamedImage, Origin, Part, SnapshotDraft, SnapshotRecord
 pub use repair::RepairReport;
 pub use repository::{GcParams, InitParams, Pin, Repository, Usage};
 pub use session::{ImageParams, Session, SessionParams, SessionStats, Unwritten};
-pub use shares::{SetShare, Shares, SnapshotShare};
+pub use shares::{SetShare, Shares, SnapshotShare, VmShare};
 pub use site::Site;
 pub use slots::{Encryption, KeySlot};
 pub use supervisor::Supervisor;

@@ -42,6 +42,8 @@ pub enum Guard {
     Current,
     /// A revert that was interrupted has to put it back.
     Revert,
+    /// The memory of a running guest is still being loaded from it.
+    Loading,
     /// It is the newest that is known to be whole.
     LastGood,
 }
@@ -52,6 +54,7 @@ impl Guard {
             Self::Pinned => Reason::Pinned,
             Self::Current => Reason::Current,
             Self::Revert => Reason::Revert,
+            Self::Loading => Reason::Loading,
             Self::LastGood => Reason::LastGood,
         }
     }

@@ -86,7 +86,9 @@ fn space_is_counted_to_the_byte() {
     assert!(exclusive > 4 << 20, "together they are alone with it: {pair}");
     assert_eq!(exclusive + number(&pair, "shared_bytes"), number(&pair, "referenced_bytes"));
     let of_vm = vm.tintype.json(&["du", "web"]);
-    assert_eq!(of_vm, all);
+    for field in ["snapshots", "referenced_bytes", "exclusive_bytes", "vms", "ratio"] {
+        assert_eq!(of_vm[field], all[field], "{field}");
+    }
     for entry in vm.tintype.lines(&["log"]) {
         let name = format!("web@{}", entry["name"].as_str().unwrap());
         assert_eq!(number(&entry, "exclusive_bytes"), alone(&name), "{entry}");
@@ -142,11 +144,16 @@ fn a_full_file_system_is_freed() {
     let mut filler = File::create(format!("{place}/filler")).unwrap();
     while filler.write_all(&[1; 4096]).is_ok() {}
     vm.write(4);
-    let full = vm.fail(1, &["--repo", &repo, "take", "web"]);
+    let refused = vm.fail(4, &["--repo", &repo, "take", "web"]);
+    assert!(refused.contains("there is no room for a snapshot of `web`"), "{refused}");
+    let full = vm.fail(1, &["--repo", &repo, "take", "web", "--ignore-space"]);
     assert!(full.contains("No space left on device"), "{full}");
     run(&["rm", "web@s1", "web@s2"]);
     run(&["undo"]);
-    run(&["rm", "web@s1", "web@s2"]);
+    let pruned = run(&["prune", "web", "--keep-last", "1"]);
+    assert_eq!(pruned["removed"].as_array().unwrap().len(), 2, "{pruned}");
+    run(&["undo"]);
+    run(&["prune", "web", "--keep-last", "1"]);
     assert!(number(&run(&["gc"]), "freed_bytes") > 8 << 20);
     run(&["take", "web", "--name", "s4"]);
     let verified = run(&["verify", "--read-data"]);
@@ -190,4 +197,25 @@ fn what_is_said_of_a_snapshot_can_change() {
     vm.tintype.json(&["take", "web", "--name", "before"]);
     vm.tintype.json(&["revert", "web", "b", "--no-safety"]);
     vm.must_be(2);
+}
+
+#[test]
+fn a_full_home_with_its_repository_is_freed() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let Some(_small) = SmallFolder::mount(&home, "size=24m") else { return };
+    let vm = SwitchedOff::start_in(folder);
+    for state in 1..=3 {
+        vm.take(&format!("s{state}"), state);
+    }
+    let mut filler = File::create(home.join("filler")).unwrap();
+    while filler.write_all(&[1; 4096]).is_ok() {}
+    let removed = vm.tintype.json(&["rm", "web@s1", "--dry-run"]);
+    assert!(number(&removed, "freed_bytes") > 2 << 20, "{removed}");
+    vm.tintype.json(&["rm", "web@s1"]);
+    vm.tintype.json(&["undo"]);
+    vm.tintype.json(&["prune", "web", "--keep-last", "1"]);
+    assert_eq!(vm.snapshots(), ["s3"]);
+    assert!(number(&vm.tintype.json(&["gc"]), "freed_bytes") > 8 << 20);
+    vm.take("s4", 4);
 }

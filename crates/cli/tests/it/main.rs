@@ -5,6 +5,7 @@
 mod bare_vm;
 mod bitmaps;
 mod bucket;
+mod budgets;
 mod clones;
 mod command;
 mod concurrent;

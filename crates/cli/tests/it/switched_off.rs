@@ -23,7 +23,11 @@ pub(crate) struct SwitchedOff {
 impl SwitchedOff {
     /// Starts a QEMU with an empty disk, registers it and ends it.
     pub(crate) fn start() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::start_in(tempfile::tempdir().unwrap())
+    }
+
+    /// The same, in a folder whose `home` is to be the home.
+    pub(crate) fn start_in(folder: TempDir) -> Self {
         let vm = Self { tintype: Tintype::within(folder.path()), folder };
         vm.write(0);
         let qemu = Qemu::system().unwrap().binary();

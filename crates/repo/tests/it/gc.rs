@@ -221,6 +221,12 @@ fn shares_are_exact() {
         repository.undo_remove(share.id).unwrap();
     }
     assert_eq!(repository.shares().unwrap(), shares);
+    for share in &shares.vms {
+        let of_vm = records.iter().filter(|record| record.vm == share.vm);
+        let ids: Vec<_> = of_vm.map(|record| record.id).collect();
+        let together = repository.shares_of(&ids).unwrap().together;
+        assert_eq!(share.referenced_bytes, together.referenced_bytes);
+    }
     let pair = [records[0].id, records[2].id];
     let together = repository.shares_of(&pair).unwrap().together;
     repository.remove_all(&pair).unwrap();
