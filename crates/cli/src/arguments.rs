@@ -372,6 +372,24 @@ pub(crate) struct TakeArguments {
     /// Try it even if there is not nearly room for it.
     #[arg(long)]
     pub(crate) ignore_space: bool,
+    /// Whether the guest agent freezes the file systems around the instant.
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) quiesce: QuiesceWhen,
+    /// For how many seconds they may be frozen at most.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10,
+          value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) quiesce_timeout: u64,
+}
+
+/// Whether the guest agent freezes the file systems around the instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuiesceWhen {
+    /// If it answers at once.
+    Auto,
+    /// Or there is no snapshot.
+    Require,
+    /// No.
+    Off,
 }
 
 /// How to capture memory.

@@ -1,6 +1,7 @@
 //! Each command: from arguments to the engine, from its answer to text.
 
 use std::num::NonZeroU64;
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -10,11 +11,12 @@ use clap::CommandFactory;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
-    Cancel, Engine, EngineConfig, Error, Health, Result, RevertParams, S3Access, TakeParams, Way,
+    Cancel, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams, Result, RevertParams,
+    S3Access, TakeParams, Way,
 };
 use tintype_types::ByteCount;
 
-use crate::arguments::{Arguments, Command, Globals, Mode, TakeArguments, VmCommand};
+use crate::arguments::{Arguments, Command, Globals, Mode, QuiesceWhen, TakeArguments, VmCommand};
 use crate::clone;
 use crate::copy;
 use crate::exit::Exit;
@@ -115,8 +117,13 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
                 return Ok(Exit::Failed);
             }
         }
-        Command::Watchdog { vm } => engine.keep_watch(&vm, &mut std::io::stdin())?,
         Command::PageServer(arguments) => page_server::run(engine, arguments)?,
+        Command::Watchdog { vm } => {
+            let channel = std::io::stdout().as_fd().try_clone_to_owned();
+            let channel = channel
+                .map_err(|error| Error::failed("cannot use standard output").because(error))?;
+            engine.keep_watch(&vm, std::io::stdin(), channel)?;
+        }
         Command::Completions { .. } => unreachable!("handled before the engine is opened"),
     }
     Ok(Exit::Done)
@@ -174,6 +181,14 @@ fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()
         excluded_disks: arguments.excluded_disks,
         full: arguments.full,
         ignore_space: arguments.ignore_space,
+        quiesce: QuiesceParams {
+            mode: match arguments.quiesce {
+                QuiesceWhen::Auto => Quiesce::Auto,
+                QuiesceWhen::Require => Quiesce::Require,
+                QuiesceWhen::Off => Quiesce::Off,
+            },
+            limit: Duration::from_secs(arguments.quiesce_timeout),
+        },
         way: match arguments.mode {
             Mode::Auto => None,
             Mode::Iterating => Some(Way::Iterating),

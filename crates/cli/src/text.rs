@@ -36,6 +36,9 @@ pub(crate) fn revert(report: &RevertReport) -> String {
         report.state,
         report.running_ms / 1000.0,
     );
+    if report.clock.starts_with("set") {
+        let _ = write!(text, "; its clock was {}", report.clock);
+    }
     if report.lazy {
         let _ = write!(
             text,
@@ -239,6 +242,9 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     }
     row("pinned", if report.pinned { "yes" } else { "no" }.to_owned());
     row("mode", format!("{}, {}-consistent", report.mode, report.consistency));
+    if !report.consistency_reason.is_empty() {
+        row("file systems", frozen(&report));
+    }
     row("pause", format!("{:.2} ms", report.pause_ms));
     row("duration", format!("{:.1} s", seconds(report.duration_ms)));
     row("memory", report.memory_bytes.to_string());
@@ -341,6 +347,13 @@ pub(crate) fn doctor(findings: &[Finding], output: &Output) -> String {
         let _ = writeln!(text, "{mark}  {}: {}", finding.subject, finding.meaning);
     }
     text
+}
+
+fn frozen(report: &SnapshotReport) -> String {
+    match report.consistency {
+        "filesystem" => report.consistency_reason.clone(),
+        _ => format!("not frozen: {}", report.consistency_reason),
+    }
 }
 
 fn seconds(ms: u64) -> f64 {

@@ -92,6 +92,8 @@ pub struct ClonedVm {
     pub ports: Vec<MovedPort>,
     /// Its sockets and logs, each as the first VM has it and as it is here.
     pub moved: Vec<(String, PathBuf)>,
+    /// What became of the guest's clock.
+    pub clock: String,
 }
 
 impl Engine {
@@ -215,7 +217,7 @@ impl CloneWork<'_> {
         self.engine.save(&vm)?;
         self.step(Step::CloneIntent);
         let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm));
-        let (state, lazy) = match made {
+        let Ran { state, lazy, clock, running_ms } = match made {
             Ok(made) => made,
             Err(error) => {
                 self.engine.remove_clone(&vm, &folder)?;
@@ -229,11 +231,12 @@ impl CloneWork<'_> {
             state,
             lazy,
             pid: (process != NO_PROCESS).then_some(process.pid),
-            running_ms: since(self.began),
+            running_ms,
             folder,
             macs: relocated.macs,
             ports: relocated.ports,
             moved: relocated.moved,
+            clock,
         })
     }
 
@@ -273,14 +276,18 @@ impl CloneWork<'_> {
         Ok(())
     }
 
-    /// Starts QEMU and lets the guest go on from the instant. Returns QEMU's word for
-    /// what it does, and whether its memory is still being loaded.
-    fn run(&self, vm: &mut LeasedVm) -> Result<(String, bool)> {
+    /// Starts QEMU and lets the guest go on from the instant.
+    fn run(&self, vm: &mut LeasedVm) -> Result<Ran> {
         let details = &self.target.details;
         let has_memory = !details.memory.is_empty();
         if !has_memory && details.way.is_none() {
             self.engine.place(vm, &self.target.record)?;
-            return Ok(("stopped".to_owned(), false));
+            return Ok(Ran {
+                state: "stopped".to_owned(),
+                lazy: false,
+                clock: "not set: the VM does not run".to_owned(),
+                running_ms: since(self.began),
+            });
         }
         let lazily = if self.lazy { self.engine.try_lazily(vm, self.target) } else { None };
         let lazy = lazily.is_some();
@@ -296,7 +303,10 @@ impl CloneWork<'_> {
             guest.start_running().map_err(cannot)?;
         }
         self.step(Step::CloneRunning);
-        Ok((guest.run_state().map_err(cannot)?, lazy))
+        let running_ms = since(self.began);
+        let state = guest.run_state().map_err(cannot)?;
+        let clock = self.engine.settle(&mut guest, self.target);
+        Ok(Ran { state, lazy, clock, running_ms })
     }
 
     /// Starts QEMU with all of the memory.
@@ -322,6 +332,17 @@ impl CloneWork<'_> {
     fn step(&self, step: Step) {
         self.engine.config.observer.step(step);
     }
+}
+
+/// How a clone runs.
+struct Ran {
+    /// QEMU's word for what it does.
+    state: String,
+    /// Whether its memory is still being loaded.
+    lazy: bool,
+    /// What became of its clock.
+    clock: String,
+    running_ms: f64,
 }
 
 /// Free ports, held until all of them are found.

@@ -11,6 +11,7 @@ use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 pub use tintype_vm::{DiskRead, Reading};
 
 use crate::error::{Error, Result};
+use crate::quiesce::Quiesced;
 
 /// The name of the blob that holds the state of the devices.
 pub(crate) const DEVICE_STATE: &str = "device-state";
@@ -56,6 +57,9 @@ pub struct Details {
     pub files: Vec<SavedFile>,
     /// The software TPMs beside QEMU.
     pub tpms: Vec<Tpm>,
+    /// Whether the guest's file systems were frozen at the instant.
+    #[serde(default)]
+    pub quiesced: Quiesced,
 }
 
 /// One block of memory.
@@ -165,7 +169,8 @@ impl Snapshot {
                 (Purpose::Imported, _) => "imported",
                 (_, way) => way.map_or("powered-off", Way::name),
             },
-            consistency: "crash",
+            consistency: details.quiesced.consistency(),
+            consistency_reason: details.quiesced.why.clone(),
             purpose: details.purpose,
             pause_ms: micros_as_ms(details.pause_us),
             duration_ms: details.duration_ms,
@@ -197,8 +202,11 @@ pub struct SnapshotReport {
     pub created: Timestamp,
     /// The way of capture.
     pub mode: &'static str,
-    /// `crash`: as after a power cut, though memory is there too.
+    /// What the disks are like by themselves: `filesystem`, or `crash` as after a
+    /// power cut.
     pub consistency: &'static str,
+    /// By whom the file systems were frozen, or why not.
+    pub consistency_reason: String,
     /// Why it was taken.
     pub purpose: Purpose,
     /// How long the guest stood still, STOP to RESUME by QEMU's clock.

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::Serialize;
 use tintype_types::VmName;
-use tintype_vm::{Abilities, can_serve_missing_pages};
+use tintype_vm::{Abilities, AgentChannel, can_serve_missing_pages};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -106,6 +106,7 @@ impl Engine {
             Ok(()) => Finding::new("disks", Health::Good, "kept at the instant while the guest writes on; a failure of ours never fails a write of the guest"),
             Err(error) => Finding::new("disks", Health::Missing, error.to_string()),
         });
+        findings.push(agent_finding(guest.agent_channel().map_err(cannot)?));
         if abilities.io_threads {
             findings.push(Finding::new("I/O threads", Health::Fallback, "when QEMU pauses a guest it can lose the interrupt of a disk in an I/O thread, and the guest waits for that disk for ever: rare, QEMU's own, and so in every pause, not only in tintype's"));
         }
@@ -123,6 +124,23 @@ impl Engine {
         }
         Ok(findings)
     }
+}
+
+fn agent_finding(channel: AgentChannel) -> Finding {
+    let (health, text) = match channel {
+        AgentChannel::Socket(_) => (
+            Health::Good,
+            "its channel is free: the guest can be asked to freeze its file systems".to_owned(),
+        ),
+        AgentChannel::Unusable(why) => {
+            (Health::Fallback, format!("{why}; disks by themselves are as after a power cut"))
+        }
+        AgentChannel::None => (
+            Health::Fallback,
+            "the VM has no channel to one; disks by themselves are as after a power cut".to_owned(),
+        ),
+    };
+    Finding::new("guest agent", health, text)
 }
 
 fn iterating_finding(abilities: &Abilities) -> Finding {

@@ -33,8 +33,17 @@ impl Engine {
         }
         match intent {
             None => return Ok(()),
-            Some(Intent::Take { footprint }) => {
+            Some(Intent::Take { footprint, freezes, hooks }) => {
+                let thawing = freezes.then(|| self.ask_thaw(vm));
                 self.erase(vm, &footprint)?;
+                if let Some(agent) = thawing
+                    && vm.is_alive()
+                {
+                    self.see_thawed(&vm.name, agent);
+                }
+                if let Some(snapshot) = hooks {
+                    self.make_up_for_hooks(&vm.name, &snapshot);
+                }
                 self.config.observer.notice(&format!(
                     "a take of `{}` had been interrupted; what it left is cleaned up",
                     vm.name
@@ -43,11 +52,14 @@ impl Engine {
             Some(Intent::Revert { repository, target, safety }) => {
                 self.finish_revert(vm, repository, target, safety)?;
             }
-            Some(Intent::Reverted { process, run }) => {
+            Some(Intent::Reverted { process, run, thaw }) => {
                 if run {
                     unless_ended(process, || Ok(vm.connect()?.start_running()?)).map_err(
                         Error::step(format!("cannot let `{}` run, which was reverted", vm.name)),
                     )?;
+                }
+                if run && thaw && process.is_alive() {
+                    self.see_thawed(&vm.name, self.ask_thaw(vm));
                 }
             }
             Some(Intent::Clone { folder }) => {
@@ -95,7 +107,7 @@ impl Engine {
 
     /// Takes back a take that was to be followed by a revert, which will not be.
     pub(crate) fn take_back_safety(&self, vm: &LeasedVm) -> Result<()> {
-        if let Some(Intent::Take { footprint }) = self.intent(&vm.name)? {
+        if let Some(Intent::Take { footprint, .. }) = self.intent(&vm.name)? {
             self.erase(vm, &footprint)?;
         }
         self.forget_intent(&vm.name)

@@ -7,7 +7,10 @@
 //!            intent.json   what that command is about to do
 //!            loading.json  what of its memory is still being loaded (`loading.rs`)
 //!            qemu.log      what QEMU said
+//!            take.d/       the user's programs around a take of this VM
+//!            hooks.log     what they said
 //!            files/        small files of snapshots that the VM was reverted to
+//!   take.d/                the user's programs around every take
 //!   clones/NAME/           disks and sockets of a VM that was cloned
 //!   run/NAME.qmp           monitor sockets of VMs that tintype started
 //!   working-sets/          what guests of snapshots needed first (`working_set.rs`)
@@ -122,6 +125,21 @@ impl Home {
 
     pub(crate) fn log_file(&self, vm: &VmName) -> PathBuf {
         self.vm_folder(vm).join("qemu.log")
+    }
+
+    /// Returns where the user's programs around a take of this VM are.
+    pub(crate) fn hook_folders(&self, vm: &VmName) -> [PathBuf; 2] {
+        [self.path.join("take.d"), self.vm_folder(vm).join("take.d")]
+    }
+
+    /// Returns where goes what these programs print.
+    pub(crate) fn hook_log(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("hooks.log")
+    }
+
+    /// Returns the folder itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
     }
 
     pub(crate) fn files_folder(&self, vm: &VmName) -> PathBuf {

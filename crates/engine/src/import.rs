@@ -28,6 +28,7 @@ use crate::Engine;
 use crate::details::{Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::observer::Step;
+use crate::quiesce::Quiesced;
 use crate::settings::VmSettings;
 use crate::sink::{Collected, SessionSink};
 use crate::vms::{LeasedVm, VmState, find_program};
@@ -235,6 +236,7 @@ impl Work<'_> {
             inventory: inventory.clone(),
             files: Vec::new(),
             tpms: Vec::new(),
+            quiesced: Quiesced::not("it was imported"),
         };
         let draft = SnapshotDraft {
             vm: vm.state.id,

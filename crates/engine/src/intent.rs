@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use tintype_types::{SnapshotId, VmName};
+use tintype_types::{SnapshotId, SnapshotName, VmName};
 use tintype_vm::{Footprint, ProcessId};
 
 use crate::Engine;
@@ -19,6 +19,13 @@ pub(crate) enum Intent {
     Take {
         /// What it changes.
         footprint: Footprint,
+        /// Whether it may freeze the guest: thaw it.
+        #[serde(default)]
+        freezes: bool,
+        /// The name of the snapshot that the user's programs were told: those after
+        /// the instant are due.
+        #[serde(default)]
+        hooks: Option<SnapshotName>,
     },
     /// A revert overwrites the VM: finish it.
     Revert {
@@ -36,6 +43,9 @@ pub(crate) enum Intent {
         process: ProcessId,
         /// Whether the guest is to run.
         run: bool,
+        /// Whether it was frozen at its instant: thaw it.
+        #[serde(default)]
+        thaw: bool,
     },
     /// A VM is being made of a snapshot: remove it, nobody was told of it yet.
     Clone {

@@ -15,6 +15,7 @@ mod files;
 mod growth;
 mod heal;
 mod home;
+mod hooks;
 mod import;
 mod intent;
 mod keys;
@@ -30,12 +31,14 @@ mod pages;
 mod places;
 mod powered_off;
 mod prune;
+mod quiesce;
 mod removal;
 mod repair;
 mod restore;
 mod revert;
 mod room;
 mod settings;
+mod settle;
 mod shared_memory;
 mod sink;
 mod snapshots;
@@ -49,7 +52,7 @@ mod watchdog;
 mod working_set;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
@@ -74,6 +77,7 @@ pub use loading::Loading;
 pub use observer::{Observer, Progress, Silence, Step};
 pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
+pub use quiesce::{Quiesce, QuiesceParams, Quiesced};
 pub use removal::{CollectionReport, NotCompacted, RemovalReport, UndoReport};
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
@@ -84,6 +88,7 @@ pub use space::{LogEntry, Ratio, SnapshotSpace, SpaceReport, VmSpace};
 pub use take::TakeParams;
 pub use tintype_repo::{Encryption, KeySlot, Origin, S3Access};
 pub use tintype_retention::{Count, Period, Policy, TagSet};
+use tintype_vm::Agent;
 pub use tintype_vm::{Cancel, MovedPort, Way};
 pub use verify::{LostPart, VerifySummary};
 pub use vms::{VmReport, VmState};
@@ -146,13 +151,15 @@ pub struct Engine {
     home: Home,
     /// The passphrase that the user typed.
     typed: OnceLock<Encryption>,
+    /// The channel to a guest agent that a watchdog was given.
+    inherited: Mutex<Option<Agent>>,
 }
 
 impl Engine {
     /// Opens the home; the repository is opened when it is needed.
     pub fn open(config: EngineConfig) -> Result<Self> {
         let home = Home::open(&config.home)?;
-        Ok(Self { config, home, typed: OnceLock::new() })
+        Ok(Self { config, home, typed: OnceLock::new(), inherited: Mutex::default() })
     }
 
     /// Opens the repository. The default one is made on first use.

@@ -11,6 +11,7 @@ use crate::disks::DiskHost;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::observer::Step;
+use crate::quiesce::{Quiesce, Quiesced};
 use crate::sink::{Collected, SessionSink};
 use crate::take::Wish;
 use crate::vms::LeasedVm;
@@ -23,6 +24,11 @@ impl Engine {
         wish: Wish<'_>,
     ) -> Result<Snapshot> {
         let Wish { params, name, purpose, began, .. } = wish;
+        if params.quiesce.mode == Quiesce::Require {
+            return Err(Error::refused("the guest's file systems cannot be frozen")
+                .because("the VM does not run".to_owned())
+                .state("no snapshot was taken; nothing was changed"));
+        }
         let parent = self.parent(repository, vm)?;
         let session = repository
             .begin(SessionParams::default())
@@ -57,6 +63,7 @@ impl Engine {
             inventory,
             files,
             tpms: Vec::new(),
+            quiesced: Quiesced::not("the VM did not run"),
         };
         let draft = SnapshotDraft {
             vm: vm.state.id,

@@ -13,7 +13,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tintype_types::SnapshotId;
-use tintype_vm::{CommandLine, LaunchParams, RelocateParams, launch, relocate, with_machine_type};
+use tintype_vm::{
+    CommandLine, LaunchParams, RelocateParams, arguments, launch, relocate, with_machine_type,
+};
 
 use crate::Engine;
 use crate::details::Snapshot;
@@ -92,7 +94,8 @@ impl Engine {
             memory::write(&repository, &target, &state, &mut file)?;
             file.sync_all().map_err(Error::io("write", &path))?;
         }
-        write_script(&folder.join(START), &script(&line, has_memory))?;
+        let thaw = has_memory && target.details.quiesced.frozen;
+        write_script(&folder.join(START), &script(&line, has_memory, thaw))?;
         remove_durably(&folder.join(UNFINISHED))?;
         Ok(RestoreReport {
             snapshot: target.record.id,
@@ -168,18 +171,22 @@ fn dry_run(line: &CommandLine, short_lived: &Path) -> Result<()> {
     })
 }
 
-fn script(line: &CommandLine, has_memory: bool) -> String {
+fn script(line: &CommandLine, has_memory: bool, thaw: bool) -> String {
     let words: Vec<String> = line.arguments.iter().map(|word| quoted(word)).collect();
     let program = quoted(&line.program.display().to_string());
     let memory = match has_memory {
         true => MEMORY_PART,
         false => "",
     };
+    let thaw = match arguments::agent_socket(&line.arguments).filter(|_| thaw) {
+        Some(socket) => format!("SOCKET={}\n{THAW_PART}", quoted(&socket)),
+        None => String::new(),
+    };
     format!(
         "#!/bin/sh\n\
          # Starts the VM. QEMU=PROGRAM takes another QEMU than the one that was tried.\n\
          cd \"$(dirname -- \"$0\")\" || exit 1\n\
-         {memory}[ -n \"${{QEMU-}}\" ] || QEMU={program}\n\
+         {memory}{thaw}[ -n \"${{QEMU-}}\" ] || QEMU={program}\n\
          exec \"$QEMU\" {} \"$@\"\n",
         words.join(" ")
     )
@@ -197,6 +204,30 @@ else
     echo "the guest has left the snapshot's instant: \`$0 --cold\` boots it from its disks" >&2
     exit 1
 fi
+"#;
+
+/// A guest that was frozen at its instant is told to thaw by its own agent, with
+/// whichever program can write to a socket. The answer is waited for: the line is
+/// lost if the socket is closed before the guest runs.
+const THAW_PART: &str = r#"# The guest's file systems were frozen at the instant: its agent is told to thaw them.
+thaw() {
+    line='{"execute":"guest-fsfreeze-thaw"}'
+    if ! command -v python3 >/dev/null && ! command -v perl >/dev/null; then
+        echo "the guest is frozen: write $line to the socket $SOCKET" >&2
+        return
+    fi
+    while kill -0 $$ 2>/dev/null; do
+        sleep 0.2
+        python3 -c 'import socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.connect(sys.argv[1])
+s.sendall(sys.argv[2].encode() + b"\n")
+s.recv(1)' "$SOCKET" "$line" 2>/dev/null && return
+        perl -MIO::Socket::UNIX -e '$s = IO::Socket::UNIX->new(Peer => $ARGV[0]) or exit 1;
+            syswrite $s, "$ARGV[1]\n"; sysread $s, $b, 1' "$SOCKET" "$line" 2>/dev/null && return
+    done
+}
+[ "${1-}" != -incoming ] || thaw &
 "#;
 
 fn quoted(word: &str) -> String {

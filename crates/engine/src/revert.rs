@@ -65,6 +65,8 @@ pub struct RevertReport {
     pub written_bytes: u64,
     /// Whether memory is still being loaded.
     pub lazy: bool,
+    /// What became of the guest's clock.
+    pub clock: String,
 }
 
 /// How long a process that was told to end may take.
@@ -123,7 +125,8 @@ impl Engine {
                 error,
             )
         })?;
-        let running_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
+        let running_us = became.running_at.duration_since(began).as_micros();
+        let running_us = u64::try_from(running_us).unwrap_or(u64::MAX);
         self.forget_intent(&vm.name)?;
         self.config.observer.step(Step::RevertForgotten);
         if self.config.cancel.is_cancelled() {
@@ -140,6 +143,7 @@ impl Engine {
             state: became.state,
             written_bytes: became.written_bytes,
             lazy: became.lazy,
+            clock: became.clock,
         })
     }
 
@@ -162,28 +166,33 @@ impl Engine {
         observer.step(Step::RevertFlushed);
         let files = self.home.files_folder(&vm.name);
         vm.state.command_line = command_line_with_files(repository, target, &files)?;
-        let (state, lazy) = self.run_snapshot(repository, vm, target, how.lazy)?;
+        let ran = self.run_snapshot(repository, vm, target, how.lazy)?;
+        let running_at = Instant::now();
         observer.step(Step::RevertRunning);
-        Ok(Became { state, written_bytes, lazy })
+        let (state, clock, lazy) = match ran {
+            Some(Ran { mut guest, state, lazy }) => (state, self.settle(&mut guest, target), lazy),
+            None => ("stopped".to_owned(), "not set: the VM does not run".to_owned(), false),
+        };
+        Ok(Became { state, written_bytes, lazy, clock, running_at })
     }
 
     /// Starts QEMU and lets the guest go on from the snapshot's instant. Disks
-    /// without memory are started as after a power cut. Returns QEMU's word for what
-    /// the guest does, and whether its memory is still being loaded.
+    /// without memory are started as after a power cut. `None` if the VM was powered
+    /// off.
     fn run_snapshot(
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
         target: &Snapshot,
         lazy: bool,
-    ) -> Result<(String, bool)> {
+    ) -> Result<Option<Ran>> {
         let observer = &self.config.observer;
         let has_memory = !target.details.memory.is_empty();
         start_tpms(repository, target)?;
         if !has_memory && target.details.way.is_none() {
             // It was powered off, and is so again.
             self.place(vm, &target.record)?;
-            return Ok(("stopped".to_owned(), false));
+            return Ok(None);
         }
         let lazily = if lazy { self.try_lazily(vm, target) } else { None };
         let lazy = lazily.is_some();
@@ -196,13 +205,15 @@ impl Engine {
         vm.state.inventory = target.details.inventory.clone();
         self.place(vm, &target.record)?;
         let run = target.details.was_running;
-        self.intend(&vm.name, &Intent::Reverted { process: vm.state.process, run })?;
+        let thaw = target.details.quiesced.frozen && has_memory;
+        self.intend(&vm.name, &Intent::Reverted { process: vm.state.process, run, thaw })?;
         observer.step(Step::RevertLineage);
         let cannot = |error| Error::failed("the guest cannot be started").because(error);
         if run {
             guest.start_running().map_err(cannot)?;
         }
-        Ok((guest.run_state().map_err(cannot)?, lazy))
+        let state = guest.run_state().map_err(cannot)?;
+        Ok(Some(Ran { guest, state, lazy }))
     }
 
     /// Starts QEMU with all of the memory. The guest does not run before it is noted
@@ -394,11 +405,22 @@ pub(crate) struct Become<'b> {
     pub(crate) lazy: bool,
 }
 
+/// A guest that goes on from an earlier instant.
+struct Ran {
+    guest: Guest,
+    /// QEMU's word for what it does.
+    state: String,
+    /// Whether its memory is still being loaded.
+    lazy: bool,
+}
+
 /// What a VM has become.
 pub(crate) struct Became {
     state: String,
     written_bytes: u64,
     lazy: bool,
+    clock: String,
+    running_at: Instant,
 }
 
 /// Ends the QEMU of a VM, whatever state it is in.

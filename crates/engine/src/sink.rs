@@ -14,6 +14,7 @@ use tintype_vm::{
 };
 
 use crate::details::{MemoryBlock, SavedDisk, Snapshot, disk_image};
+use crate::hooks::Hooks;
 use crate::observer::{Observer, Progress, Step};
 use crate::tracking::{Earlier, Earliers};
 
@@ -24,6 +25,7 @@ pub(crate) struct SessionSink<'s> {
     earliers: Mutex<Earliers>,
     observer: &'s Arc<dyn Observer>,
     collected: Shared,
+    hooks: Arc<Hooks>,
 }
 
 /// What has come so far.
@@ -75,13 +77,25 @@ impl<'s> SessionSink<'s> {
             done: Arc::default(),
             observer: Arc::clone(observer),
         };
-        Self { session, parent, earliers: Mutex::default(), observer, collected }
+        Self {
+            session,
+            parent,
+            earliers: Mutex::default(),
+            observer,
+            collected,
+            hooks: Arc::default(),
+        }
     }
 
     /// Lets the images of disks go on from earlier ones.
     pub(crate) fn going_on_from(mut self, earliers: Earliers) -> Self {
         self.earliers = Mutex::new(earliers);
         self
+    }
+
+    /// Lets the user's programs run as soon as the instant has passed.
+    pub(crate) fn with_hooks(self, hooks: &Arc<Hooks>) -> Self {
+        Self { hooks: Arc::clone(hooks), ..self }
     }
 
     /// Returns all images that are complete.
@@ -137,11 +151,14 @@ impl CaptureSink for SessionSink<'_> {
     fn moment(&self, moment: Moment) {
         match moment {
             Moment::BeforePause => self.session.enter_burst(),
+            Moment::Frozen => self.observer.step(Step::TakeFrozen),
             Moment::Paused => self.observer.step(Step::TakeInstant),
             Moment::AfterPause => {
                 self.session.leave_burst();
                 self.observer.step(Step::TakeResumed);
+                self.hooks.start_post();
             }
+            Moment::Thawed => self.observer.step(Step::TakeThawed),
             Moment::DisksRead => self.observer.step(Step::TakeDisksRead),
             Moment::MemoryRead => self.observer.step(Step::TakeMemoryRead),
         }

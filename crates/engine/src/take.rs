@@ -6,24 +6,27 @@
 //!                                        ─ committed ─ intent forgotten
 //! ```
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
 use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
 use tintype_types::{SnapshotId, SnapshotName, VmName};
 use tintype_vm::{
-    Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Guest, Inventory, Tpm, Way,
-    bitmap_name, capture,
+    Abilities, Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Freezer, Guest,
+    Inventory, Tpm, Way, bitmap_name, capture,
 };
 
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::hooks::Hooks;
 use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::labels::{check_message, check_tags, refuse_name};
 use crate::observer::Step;
+use crate::quiesce::{AgentOrWhy, QuiesceParams, Quiesced};
 use crate::sink::{Collected, SessionSink};
 use crate::tracking::{Tracking, whole};
 use crate::vms::{DEATH_LIMIT, LeasedVm};
@@ -48,6 +51,8 @@ pub struct TakeParams {
     pub full: bool,
     /// Whether it is tried even if there is not nearly room.
     pub ignore_space: bool,
+    /// Whether the guest's file systems are frozen around the instant.
+    pub quiesce: QuiesceParams,
 }
 
 impl TakeParams {
@@ -131,25 +136,30 @@ impl Engine {
             Error::failed(format!("cannot take a snapshot of `{}`", vm.name)).because(error)
         };
         let parent = self.parent(repository, vm)?;
-        let plan = self
-            .preflight(guest, &wish)
-            .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
+        let untouched = |error: Error| error.state("nothing was changed; the guest runs as before");
+        let plan = self.preflight(guest, &wish).map_err(untouched)?;
+        let agent = self.find_agent(guest, &wish.params.quiesce).map_err(untouched)?;
+        let hooks = self.wished_hooks(vm, &wish).map_err(untouched)?;
         self.config.observer.step(Step::TakePreflight);
         let session = repository
             .begin(SessionParams::default())
             .map_err(Error::step("cannot write to the repository"))?;
         let footprint = guest.footprint(&plan.disks).map_err(cannot)?;
-        self.intend(&vm.name, &Intent::Take { footprint: footprint.clone() })
-            .map_err(|error| error.state("nothing was changed; the guest runs as before"))?;
-        let watchdog = self.watch(&vm.name);
-        // Under the intent: to know what QEMU can do, it is tried.
-        let tried = guest.abilities().map_err(cannot).and_then(|abilities| {
-            self.check_interruption()?;
-            Ok((abilities, self.home.short_lived_folder()?))
-        });
-        let (abilities, folder) = match tried {
+        let intent = Intent::Take {
+            footprint: footprint.clone(),
+            freezes: agent.is_ok(),
+            hooks: (!hooks.is_empty()).then(|| wish.name.clone()),
+        };
+        self.intend(&vm.name, &intent).map_err(untouched)?;
+        let channel = agent.as_ref().ok().and_then(|agent| agent.share().ok());
+        let watchdog = self.watch(&vm.name, channel);
+        let tried = self.make_ready(guest, agent, &wish, &hooks, &watchdog);
+        let (abilities, folder, freezer) = match tried {
             Ok(tried) => tried,
-            Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
+            Err(error) => {
+                self.end_hooks(&hooks);
+                return Err(self.take_back(vm, guest, &footprint, watchdog, error));
+            }
         };
         self.config.observer.step(Step::TakeIntent);
         let earliers = match wish.reads_whole() {
@@ -157,7 +167,7 @@ impl Engine {
             Some(why) => whole(&plan.disks, why),
         };
         let sink = SessionSink::new(&session, parent.as_ref(), &self.config.observer);
-        let sink = sink.going_on_from(earliers);
+        let sink = sink.going_on_from(earliers).with_hooks(&hooks);
         let record = wish.reads_whole().is_none().then(|| bitmap_name(vm.state.id, session.id()));
         let capture_params = CaptureParams {
             disks: &plan.disks,
@@ -168,12 +178,16 @@ impl Engine {
             record: record.as_deref(),
             seed: seed_of(session.id()),
             folder: folder.path(),
+            freezer: freezer.as_ref().ok(),
         };
         let created = Timestamp::now();
         let captured = capture(guest, &capture_params, &footprint, &sink, &self.config.cancel);
-        let draft = captured
-            .map_err(cannot)
-            .and_then(|captured| self.draft(vm, guest, sink, captured, &session, &wish, created));
+        self.end_hooks(&hooks);
+        let draft = captured.map_err(cannot).and_then(|captured| {
+            let quiesced = self.quiesced(&freezer);
+            let taken = Taken { captured, created, quiesced };
+            self.draft(vm, guest, sink, taken, &session, &wish)
+        });
         self.config.observer.step(Step::TakeStored);
         let stored = draft.and_then(|draft| {
             self.check_interruption()?;
@@ -201,6 +215,31 @@ impl Engine {
         let snapshot = Snapshot::read(record)?;
         self.tell_unrecorded(&snapshot);
         Ok(snapshot)
+    }
+
+    /// Does what comes under the intent before the capture: to know what QEMU can do,
+    /// it is tried.
+    fn make_ready(
+        &self,
+        guest: &mut Guest,
+        agent: AgentOrWhy,
+        wish: &Wish<'_>,
+        hooks: &Hooks,
+        watchdog: &Watchdog,
+    ) -> Result<Ready> {
+        let abilities = guest.abilities().map_err(Error::step("cannot ask QEMU what it can do"))?;
+        self.check_interruption()?;
+        hooks.run_pre()?;
+        let freezer = self.freezer(agent, &wish.params.quiesce, watchdog)?;
+        Ok((abilities, self.home.short_lived_folder()?, freezer))
+    }
+
+    /// Returns the user's programs for a take; what a revert overwrites has none.
+    fn wished_hooks(&self, vm: &LeasedVm, wish: &Wish<'_>) -> Result<Arc<Hooks>> {
+        match wish.purpose {
+            Purpose::Asked => self.hooks(&vm.name, &wish.name),
+            Purpose::Safety | Purpose::Imported => Ok(Arc::default()),
+        }
     }
 
     /// Ends a command that was asked to stop and has changed nothing yet.
@@ -271,20 +310,16 @@ impl Engine {
         Ok(Plan { memory, disks })
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "each is a different thing, and this is the one place where they meet"
-    )]
     fn draft(
         &self,
         vm: &LeasedVm,
         guest: &mut Guest,
         sink: SessionSink<'_>,
-        captured: CaptureReport,
+        taken: Taken,
         session: &Session,
         wish: &Wish<'_>,
-        created: Timestamp,
     ) -> Result<SnapshotDraft> {
+        let Taken { captured, created, quiesced } = taken;
         let inventory = guest.inventory().map_err(Error::step("cannot look at the VM"))?;
         let line = &vm.state.command_line;
         let tpms = Tpm::all_of(line).map_err(Error::step("cannot look at the TPM of the VM"))?;
@@ -315,6 +350,7 @@ impl Engine {
             inventory,
             files,
             tpms,
+            quiesced,
         };
         Ok(SnapshotDraft {
             vm: vm.state.id,
@@ -418,6 +454,16 @@ impl Wish<'_> {
 fn seed_of(snapshot: SnapshotId) -> u64 {
     let (seed, _) = snapshot.as_bytes().split_first_chunk().expect("an id has 16 bytes");
     u64::from_le_bytes(*seed)
+}
+
+/// What QEMU can do, a folder for sockets, and what freezes the guest.
+type Ready = (Abilities, tempfile::TempDir, Result<Freezer, String>);
+
+/// What a capture has brought besides the images.
+struct Taken {
+    captured: CaptureReport,
+    created: Timestamp,
+    quiesced: Quiesced,
 }
 
 /// What a capture will touch.

@@ -4,6 +4,7 @@
 //! Source of the grammar: QEMU `qemu-options.hx` and `system/vl.c`: an option
 //! starts with one or two dashes, and all but those listed below take a value.
 
+use crate::fields::Fields;
 use crate::inventory::PREFIX;
 
 /// The options without a value, of QEMU 7.1 to 10.0.
@@ -189,6 +190,19 @@ pub fn with_files_replaced(given: &[String], replaced: &[(String, String)]) -> V
     arguments(&words)
 }
 
+/// Returns the socket that leads to the guest's agent, as the command line has it.
+pub fn agent_socket(given: &[String]) -> Option<String> {
+    let words = options(given);
+    let fields = |name: &'static str| {
+        let named = words.iter().filter(move |word| word.name == name);
+        named.filter_map(|word| word.value.as_deref()).map(Fields::read)
+    };
+    let port = fields("device").find(|device| device.get("name") == Some(crate::agent::PORT))?;
+    let chardev = port.get("chardev")?;
+    let socket = fields("chardev").find(|device| device.get("id") == Some(chardev))?;
+    socket.get("path").map(str::to_owned)
+}
+
 /// Splits an option value at single commas.
 pub(crate) fn parts(value: &str) -> impl Iterator<Item = String> {
     const COMMA: &str = "\u{0}";
@@ -243,6 +257,17 @@ mod tests {
             with_files_replaced(&given, &replaced),
             words("-kernel /new,,k -initrd /i -append /k -M q35,firmware=/g -device x,romfile=/r")
         );
+    }
+
+    #[test]
+    fn the_socket_of_the_agent_is_found() {
+        let check = |given: &str, expected: Option<&str>| {
+            assert_eq!(agent_socket(&words(given)).as_deref(), expected, "{given}");
+        };
+        let port = "-device virtserialport,chardev=a,name=org.qemu.guest_agent.0";
+        check(&format!("-chardev socket,id=a,path=/run/a,server=on {port}"), Some("/run/a"));
+        check(&format!("-chardev pty,id=a {port}"), None);
+        check("-chardev socket,id=a,path=/run/a", None);
     }
 
     #[test]

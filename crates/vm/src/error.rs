@@ -26,6 +26,8 @@ pub enum ErrorKind {
     Memory,
     /// A disk of the guest could not be captured.
     Disk,
+    /// The agent in the guest did not do its part.
+    Agent,
     /// The caller asked to stop.
     Cancelled,
     /// The caller's sink refused what was captured.
@@ -112,6 +114,12 @@ pub enum Error {
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
+    /// The agent in the guest did not do its part.
+    #[error("the guest agent {what}")]
+    Agent {
+        /// What it did instead, as the rest of the sentence.
+        what: String,
+    },
     /// The caller asked to stop.
     #[error("interrupted")]
     Cancelled,
@@ -141,6 +149,7 @@ impl Error {
             Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Stream(_) | Self::Migration { .. } => ErrorKind::Memory,
             Self::Disk { .. } => ErrorKind::Disk,
+            Self::Agent { .. } => ErrorKind::Agent,
             Self::Cancelled => ErrorKind::Cancelled,
             Self::Sink(_) => ErrorKind::Sink,
             Self::System { .. } => ErrorKind::System,
@@ -150,6 +159,10 @@ impl Error {
     /// Makes an [`Error::Unsupported`].
     pub fn unsupported(reason: impl Into<String>) -> Self {
         Self::Unsupported { reason: reason.into() }
+    }
+
+    pub(crate) fn agent(what: impl Into<String>) -> Self {
+        Self::Agent { what: what.into() }
     }
 
     pub(crate) fn protocol(what: impl Into<String>) -> Self {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::abilities::Abilities;
+use crate::agent::AgentChannel;
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
 use crate::inventory::{
@@ -64,6 +65,11 @@ impl Guest {
     /// Asks what this QEMU can do.
     pub fn abilities(&mut self) -> Result<Abilities> {
         Abilities::ask(&mut self.qmp)
+    }
+
+    /// Finds the channel to the guest agent.
+    pub fn agent_channel(&mut self) -> Result<AgentChannel> {
+        AgentChannel::find(&mut self.qmp, &self.command_line.directory)
     }
 
     /// Returns what stops QEMU from saving this VM's memory, in QEMU's words.

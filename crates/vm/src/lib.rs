@@ -4,6 +4,7 @@
 //! no repository and no chunk, prints nothing and reads no environment.
 
 mod abilities;
+mod agent;
 pub mod arguments;
 mod bitmaps;
 mod cancel;
@@ -11,6 +12,7 @@ mod capture;
 mod error;
 mod fields;
 mod footprint;
+mod freezer;
 mod guest;
 mod inventory;
 mod launch;
@@ -23,6 +25,7 @@ mod relocate;
 mod tpm;
 
 pub use abilities::Abilities;
+pub use agent::{Agent, AgentChannel};
 pub use bitmaps::{Bitmap, bitmap_name};
 pub use cancel::Cancel;
 pub use capture::{
@@ -31,6 +34,7 @@ pub use capture::{
 };
 pub use error::{Error, ErrorKind, Result};
 pub use footprint::Footprint;
+pub use freezer::{FreezeNews, Freezer, FreezerParams};
 pub use guest::Guest;
 pub use inventory::{Disk, Inventory, NetworkCard};
 pub use launch::{LaunchParams, launch};

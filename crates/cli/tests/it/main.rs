@@ -26,6 +26,7 @@ mod oracle;
 mod privacy;
 mod prune;
 mod qemu_death;
+mod quiesce;
 mod repeated;
 mod restore;
 mod same_as_full;

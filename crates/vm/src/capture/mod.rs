@@ -23,7 +23,7 @@ use std::path::Path;
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, Sender};
 use rustix::fd::AsFd;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -33,6 +33,7 @@ use crate::abilities::Abilities;
 use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
+use crate::freezer::Freezer;
 use crate::guest::Guest;
 use crate::inventory::{Disk, PREFIX};
 use crate::pause::Pause;
@@ -81,7 +82,7 @@ pub enum Afterwards {
 }
 
 /// What to capture, and how.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub struct CaptureParams<'p> {
     /// The disks, from the inventory.
     pub disks: &'p [Disk],
@@ -99,6 +100,8 @@ pub struct CaptureParams<'p> {
     pub seed: u64,
     /// A private folder with a short path, for sockets.
     pub folder: &'p Path,
+    /// What freezes the guest's file systems around the instant, if anything.
+    pub freezer: Option<&'p Freezer>,
 }
 
 /// What was captured.
@@ -139,7 +142,14 @@ pub fn capture(
     if captured.is_ok() && params.afterwards == Afterwards::StandStill {
         return captured;
     }
+    if let Some(freezer) = params.freezer {
+        // Before the guest runs, if it stands still: it is owed to be thawed then.
+        freezer.release();
+    }
     let erased = guest.erase(footprint);
+    if let Some(freezer) = params.freezer {
+        freezer.confirm();
+    }
     let report = captured?;
     erased?;
     Ok(report)
@@ -158,6 +168,8 @@ struct MemoryStream<'scope> {
     milestones: Receiver<Milestone>,
     reader: ScopedJoinHandle<'scope, Result<MemoryReport>>,
     needed: Needed,
+    /// Lets the reader go on, if it has a gate.
+    gate: Sender<()>,
 }
 
 /// While this lives, the memory is needed; then its reader ends, even if QEMU
@@ -185,6 +197,10 @@ impl<'scope, 'env> Run<'scope, 'env> {
         disks.start_server(qmp)?;
         let instant = self.pass_instant(qmp, &disks)?;
         self.sink.moment(Moment::AfterPause);
+        if let Some(freezer) = self.params.freezer {
+            freezer.confirm();
+            self.sink.moment(Moment::Thawed);
+        }
         disks.open(qmp)?;
         disks.pull(self.cancel, self.params.seed)?;
         self.sink.moment(Moment::DisksRead);
@@ -206,10 +222,15 @@ impl<'scope, 'env> Run<'scope, 'env> {
     }
 
     /// Hands QEMU one end of a socket pair and reads the other.
-    fn open_memory_stream(&self, qmp: &mut Qmp) -> Result<MemoryStream<'scope>> {
+    /// With a gate, the reader stops near the end of the first pass.
+    fn open_memory_stream(&self, qmp: &mut Qmp, has_gate: bool) -> Result<MemoryStream<'scope>> {
         let (ours, theirs) = UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
+        if has_gate {
+            memory::keep_close(&theirs)?;
+        }
         qmp.pass_descriptor(&format!("{PREFIX}memory"), theirs.as_fd())?;
         let (sender, milestones) = crossbeam_channel::unbounded();
+        let (gate, opened) = crossbeam_channel::bounded(1);
         let abandoned = Cancel::default();
         let needed = Needed(abandoned.clone());
         let reader = MemoryReader {
@@ -218,9 +239,10 @@ impl<'scope, 'env> Run<'scope, 'env> {
             cancel: self.cancel.clone(),
             abandoned,
             milestones: sender,
+            gate: has_gate.then_some(opened),
         };
         let reader = self.scope.spawn(move || reader.run());
-        Ok(MemoryStream { milestones, reader, needed })
+        Ok(MemoryStream { milestones, reader, needed, gate })
     }
 
     fn start_migration(qmp: &mut Qmp) -> Result<()> {

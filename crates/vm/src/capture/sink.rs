@@ -15,10 +15,14 @@ pub enum Moment {
     /// The guest runs, and may be stopped soon: what comes now comes fast. Told
     /// with each pass over memory.
     BeforePause,
+    /// The guest runs, and its file systems are frozen.
+    Frozen,
     /// The guest stands still.
     Paused,
     /// The guest runs again, or is kept still for good.
     AfterPause,
+    /// Its file systems, which were frozen, are thawed, or that was tried in vain.
+    Thawed,
     /// The disks have come; memory may still come.
     DisksRead,
     /// All has come.

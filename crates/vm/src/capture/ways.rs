@@ -7,11 +7,12 @@ use serde_json::{Value, json};
 
 use super::convergence::{Progress, Verdict, judge};
 use super::disks::DiskCapture;
-use super::memory::Milestone;
+use super::memory::{Milestone, WORTH_A_GATE};
 use super::sink::Moment;
 use super::{Afterwards, MemoryStream, Passed, Run, Way, migration_failure};
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
+use crate::freezer::Freezer;
 use crate::pause::{Pause, cancel_migration, migration_status, run_state};
 use crate::qmp::{Event, Qmp};
 
@@ -23,6 +24,9 @@ const LOOK_UP: Duration = Duration::from_millis(50);
 
 /// How long QEMU may take to protect memory, or to stop a guest that is ready.
 const STEP_LIMIT: Duration = Duration::from_secs(60);
+
+/// The capability that tells when the guest stands still, and waits then.
+const TELL_WHEN_STILL: &str = "pause-before-switchover";
 
 /// How an iterating capture went.
 enum Iterated<'scope> {
@@ -85,8 +89,10 @@ impl<'scope> Run<'scope, '_> {
 
     fn disks_alone(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
         self.sink.moment(Moment::BeforePause);
+        self.freeze(qmp)?;
         let mut pause = Pause::prepare(qmp)?;
         pause.stop()?;
+        self.release();
         let (pause, was_running) = self.end_pause(pause, &self.disk_commands(disks, false))?;
         Ok(Passed { way: Way::Stop, pause, was_running, memory: None })
     }
@@ -94,10 +100,12 @@ impl<'scope> Run<'scope, '_> {
     fn stop(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Passed<'scope>> {
         Footprint::set_capabilities(qmp, &["events"])?;
         set_parameters(qmp, AIM_MS)?;
-        let memory = self.open_memory_stream(qmp)?;
+        let memory = self.open_memory_stream(qmp, false)?;
         self.sink.moment(Moment::BeforePause);
+        self.freeze(qmp)?;
         let mut pause = Pause::prepare(qmp)?;
         pause.stop()?;
+        self.release();
         Self::start_migration(pause.qmp())?;
         if let Err(error) = self.await_completion(&mut pause) {
             return Err(give_up(pause, memory, error));
@@ -111,10 +119,12 @@ impl<'scope> Run<'scope, '_> {
         if !self.params.abilities.set_active {
             qmp.execute_all(&disks.target_commands())?;
         }
-        let memory = self.open_memory_stream(qmp)?;
+        let memory = self.open_memory_stream(qmp, false)?;
         self.sink.moment(Moment::BeforePause);
+        self.freeze(qmp)?;
         let mut pause = Pause::prepare(qmp)?;
         pause.stop()?;
+        self.release();
         // The disks first: before 9.0 QEMU lets the guest run by itself as soon as
         // its memory is protected (migration/migration.c, `bg_migration_vm_start_bh`).
         let fixed = pause.qmp().execute_all(&self.disk_commands(disks, false));
@@ -123,7 +133,7 @@ impl<'scope> Run<'scope, '_> {
         }
         match memory.milestones.recv_timeout(STEP_LIMIT) {
             Ok(Milestone::Pages) => {}
-            Ok(Milestone::End) => {
+            Ok(Milestone::Gate | Milestone::End) => {
                 let ended = migration_ended(pause.qmp());
                 return Err(give_up(pause, memory, ended));
             }
@@ -137,18 +147,26 @@ impl<'scope> Run<'scope, '_> {
     }
 
     /// QEMU stops the guest by itself when what is left fits the pause aimed at.
-    /// To be told before it does (`pause-before-switchover`) would add a round trip
-    /// to the pause, and there is nothing to do then.
+    /// To be told when it did (`pause-before-switchover`) adds a round trip to the
+    /// pause, and is only of use for a guest that was frozen: its thaw has to be
+    /// asked for when it stands still, and not before.
     fn iterating(&self, qmp: &mut Qmp, disks: &DiskCapture) -> Result<Iterated<'scope>> {
-        Footprint::set_capabilities(qmp, &["events"])?;
+        let freezes = self.params.freezer.is_some_and(Freezer::is_idle);
+        let told: &[&str] = if freezes { &["events", TELL_WHEN_STILL] } else { &["events"] };
+        Footprint::set_capabilities(qmp, told)?;
         set_parameters(qmp, AIM_MS)?;
-        let memory = self.open_memory_stream(qmp)?;
+        let gate = freezes && memory_size(qmp)? >= WORTH_A_GATE;
+        if freezes && !gate {
+            self.freeze(qmp)?;
+        }
+        let memory = self.open_memory_stream(qmp, gate)?;
         let mut pause = Pause::prepare(qmp)?;
         Self::start_migration(pause.qmp())?;
         match self.await_last_pass(&mut pause, &memory) {
             Ok(true) => {}
             Ok(false) => {
                 drop(pause);
+                drop(memory.gate);
                 // The reader ends with the stream; what it read is void.
                 let _ = memory.reader.join();
                 return Ok(Iterated::TooBusy);
@@ -166,6 +184,10 @@ impl<'scope> Run<'scope, '_> {
         loop {
             match await_news(pause.qmp())? {
                 News::Completed => return Ok(true),
+                News::Still => {
+                    self.let_go_on(pause)?;
+                    continue;
+                }
                 News::Pass => {
                     self.sink.moment(Moment::BeforePause);
                     continue;
@@ -173,8 +195,17 @@ impl<'scope> Run<'scope, '_> {
                 News::None => {}
             }
             self.cancel.check()?;
-            if memory.milestones.try_recv() == Ok(Milestone::End) {
-                return is_completed(pause.qmp());
+            self.look_at_frost()?;
+            for milestone in memory.milestones.try_iter() {
+                match milestone {
+                    Milestone::Pages => {}
+                    Milestone::Gate => {
+                        self.freeze(pause.qmp())?;
+                        // A reader that has failed meanwhile needs no gate.
+                        let _ = memory.gate.send(());
+                    }
+                    Milestone::End => return is_completed(pause.qmp()),
+                }
             }
             match judge(&progress(pause.qmp())?) {
                 Verdict::AllowPause(longer) if longer > allowed => {
@@ -196,16 +227,58 @@ impl<'scope> Run<'scope, '_> {
         }
     }
 
+    /// Freezes the file systems of a guest that runs.
+    fn freeze(&self, qmp: &mut Qmp) -> Result<()> {
+        let Some(freezer) = self.params.freezer else { return Ok(()) };
+        if run_state(qmp)? != "running" {
+            return freezer.give_up("the guest stood still already");
+        }
+        freezer.freeze()?;
+        self.sink.moment(Moment::Frozen);
+        Ok(())
+    }
+
+    /// Asks for the thaw of a guest that stands still at its instant.
+    fn release(&self) {
+        if let Some(freezer) = self.params.freezer {
+            freezer.release();
+        }
+    }
+
+    /// Thaws a guest whose instant does not come in time.
+    fn look_at_frost(&self) -> Result<()> {
+        match self.params.freezer {
+            Some(freezer) if freezer.is_late() => {
+                freezer.give_up("its instant did not come in time")
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn may_copy_on_write(&self) -> bool {
         self.params.way.is_none() && self.params.abilities.copy_on_write.is_ok()
     }
 
     /// Waits until QEMU has sent everything of a guest that stands still.
     fn await_completion(&self, pause: &mut Pause<'_>) -> Result<()> {
-        while await_news(pause.qmp())? != News::Completed {
+        loop {
+            match await_news(pause.qmp())? {
+                News::Completed => return Ok(()),
+                News::Still => self.let_go_on(pause)?,
+                News::Pass | News::None => {}
+            }
             self.cancel.check()?;
         }
-        Ok(())
+    }
+
+    /// The guest stands still: asks for its thaw, and lets QEMU send the last pages.
+    fn let_go_on(&self, pause: &mut Pause<'_>) -> Result<()> {
+        if let Some(freezer) = self.params.freezer {
+            freezer.release();
+            freezer.give_up("the guest stood still before it could be tried")?;
+        }
+        let go_on = json!({"state": "pre-switchover"});
+        pause.qmp().execute("migrate-continue", go_on).map(drop)
     }
 }
 
@@ -214,6 +287,8 @@ impl<'scope> Run<'scope, '_> {
 enum News {
     /// It has ended well; the guest stands still.
     Completed,
+    /// The guest stands still, and its last pages may be read.
+    Still,
     /// Another pass over memory begins.
     Pass,
     /// Nothing, for a while.
@@ -222,7 +297,7 @@ enum News {
 
 /// Waits a while for news; a migration that failed is an error.
 fn await_news(qmp: &mut Qmp) -> Result<News> {
-    const ENDS: [&str; 3] = ["completed", "failed", "cancelled"];
+    const ENDS: [&str; 4] = ["completed", "failed", "cancelled", "pre-switchover"];
     let is_news = |event: &Event| {
         event.name == "MIGRATION_PASS"
             || ENDS.iter().any(|status| event.is("MIGRATION", "status", status))
@@ -230,6 +305,7 @@ fn await_news(qmp: &mut Qmp) -> Result<News> {
     match qmp.wait_event("get on with saving its memory", LOOK_UP, is_news) {
         Ok(event) if event.name == "MIGRATION_PASS" => Ok(News::Pass),
         Ok(event) if event.is("MIGRATION", "status", "completed") => Ok(News::Completed),
+        Ok(event) if event.is("MIGRATION", "status", "pre-switchover") => Ok(News::Still),
         Ok(_) => Err(migration_ended(qmp)),
         Err(Error::Timeout { .. }) => Ok(News::None),
         Err(error) => Err(error),
@@ -281,6 +357,11 @@ fn progress(qmp: &mut Qmp) -> Result<Progress> {
         total: number("total"),
         bytes_per_second: bytes_per_second(&ram["mbps"]),
     })
+}
+
+fn memory_size(qmp: &mut Qmp) -> Result<u64> {
+    let memory = qmp.execute("query-memory-size-summary", json!({}))?;
+    Ok(memory["base-memory"].as_u64().unwrap_or_default())
 }
 
 /// QEMU counts in megabits per second, with a fraction.

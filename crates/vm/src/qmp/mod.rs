@@ -7,7 +7,7 @@
 //! (`blockdev-set-active`) are asked for by capability. Specification: QEMU
 //! `docs/interop/qmp-spec.rst`.
 
-mod wire;
+pub(crate) mod wire;
 
 use std::collections::VecDeque;
 use std::os::unix::net::UnixStream;

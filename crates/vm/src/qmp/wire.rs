@@ -1,5 +1,5 @@
-//! QMP lines on a socket: bounded in length, each read with a deadline. What a
-//! line means is not known here.
+//! Lines on a socket: bounded in length, each read with a deadline. What a line
+//! means is not known here.
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use rustix::fd::BorrowedFd;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
-/// The longest line taken: the schema of QEMU 10 has 0.3 MB.
+/// The longest line that is taken of QEMU: the schema of QEMU 10 has 0.3 MB.
 const MAX_LINE: usize = 16 << 20;
 
 /// How a line could not be had.
 #[derive(Debug)]
-pub(super) enum WireError {
+pub(crate) enum WireError {
     /// The deadline passed; what has arrived of the line is kept for the next call.
     Deadline,
     /// The other side closed.
@@ -26,20 +26,33 @@ pub(super) enum WireError {
 }
 
 /// One end of a QMP socket.
-pub(super) struct Wire {
+pub(crate) struct Wire {
     stream: UnixStream,
     buffer: Vec<u8>,
     /// Bytes of the buffer that are known to hold no line end.
     searched: usize,
+    /// The longest line that is taken.
+    max_line: usize,
 }
 
 impl Wire {
-    pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream, buffer: Vec::new(), searched: 0 }
+    /// A wire to QEMU's monitor.
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Self::bounded(stream, MAX_LINE)
+    }
+
+    /// A wire whose lines have at most that many bytes.
+    pub(crate) fn bounded(stream: UnixStream, max_line: usize) -> Self {
+        Self { stream, buffer: Vec::new(), searched: 0, max_line }
+    }
+
+    /// Returns the socket.
+    pub(crate) fn stream(&self) -> &UnixStream {
+        &self.stream
     }
 
     /// Reads one line, without its end.
-    pub(super) fn read_line(&mut self, deadline: Instant) -> Result<Vec<u8>, WireError> {
+    pub(crate) fn read_line(&mut self, deadline: Instant) -> Result<Vec<u8>, WireError> {
         loop {
             if let Some(at) = self.buffer[self.searched..].iter().position(|&b| b == b'\n') {
                 let end = self.searched + at;
@@ -50,20 +63,20 @@ impl Wire {
                 return Ok(line);
             }
             self.searched = self.buffer.len();
-            if self.searched > MAX_LINE {
+            if self.searched > self.max_line {
                 return Err(WireError::TooLong);
             }
             self.fill(deadline)?;
         }
     }
 
-    pub(super) fn write_all(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), WireError> {
+    pub(crate) fn write_all(&mut self, bytes: &[u8], deadline: Instant) -> Result<(), WireError> {
         self.stream.set_write_timeout(Some(remaining(deadline)?)).map_err(WireError::Io)?;
         self.stream.write_all(bytes).map_err(classify)
     }
 
     /// Writes a short line together with a descriptor for the peer.
-    pub(super) fn write_with_descriptor(
+    pub(crate) fn write_with_descriptor(
         &mut self,
         bytes: &[u8],
         descriptor: BorrowedFd<'_>,
