@@ -49,7 +49,7 @@ pub enum Step {
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 34] = [
+    pub const ALL: [Self; 36] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
