@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
 
 use crate::crash_tests::{open, take};
 use crate::repository::create_in;
@@ -39,7 +39,6 @@ fn content(seed: u8) -> Vec<u8> {
 fn source() -> (Repository, [SnapshotId; 2]) {
     let repository = open(&new_disk()).unwrap();
     let ids = [1, 2].map(|seed| {
-        let model = take(&repository, u64::from(seed)).unwrap();
         let session = repository.begin(SessionParams::default()).unwrap();
         let bytes = content(seed);
         let size = ByteCount(u64::try_from(bytes.len()).unwrap());
@@ -48,11 +47,11 @@ fn source() -> (Repository, [SnapshotId; 2]) {
         writer.write(0, &bytes).unwrap();
         let image = NamedImage { name: "ram".to_owned(), root: writer.finish().unwrap() };
         let draft = SnapshotDraft {
-            vm: model.vm,
-            vm_name: model.vm_name,
-            name: model.name,
+            vm: VmId::from_bytes([1; 16]),
+            vm_name: VmName::new("web").unwrap(),
+            name: SnapshotName::new("one").unwrap(),
             parent: None,
-            created: model.created,
+            created: jiff::Timestamp::UNIX_EPOCH,
             images: vec![image],
             blobs: vec![("state".to_owned(), session.blob(&bytes[..100]).unwrap())],
             details: serde_json::json!(seed),
