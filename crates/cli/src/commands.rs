@@ -14,7 +14,7 @@ use tintype_engine::{
     Cancel, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams, Result, RevertParams,
     S3Access, TakeParams, Way,
 };
-use tintype_types::ByteCount;
+use tintype_types::{ByteCount, VmName};
 
 use crate::arguments::{Arguments, Command, Globals, Mode, QuiesceWhen, TakeArguments, VmCommand};
 use crate::clone;
@@ -67,15 +67,7 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
                 output.line(text::log(&snapshots, &vms, output).trim_end());
             }
         }
-        Command::Show { snapshot } => {
-            let snapshot = engine.show(&snapshot)?;
-            let value = json!({
-                "snapshot": snapshot.report(),
-                "details": snapshot.details,
-                "images": snapshot.record.images.iter().map(|i| &i.name).collect::<Vec<_>>(),
-            });
-            output.result(&value, || text::show(&snapshot));
-        }
+        Command::Show { snapshot } => show(engine, &snapshot, output)?,
         Command::Revert { vm, snapshot, load, no_safety } => {
             let params = RevertParams { snapshot, safety: !no_safety, load: load.mode() };
             let report = engine.revert(&vm, &params)?;
@@ -118,15 +110,29 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             }
         }
         Command::PageServer(arguments) => page_server::run(engine, arguments)?,
-        Command::Watchdog { vm } => {
-            let channel = std::io::stdout().as_fd().try_clone_to_owned();
-            let channel = channel
-                .map_err(|error| Error::failed("cannot use standard output").because(error))?;
-            engine.keep_watch(&vm, std::io::stdin(), channel)?;
-        }
+        Command::Watchdog { vm } => keep_watch(engine, &vm)?,
         Command::Completions { .. } => unreachable!("handled before the engine is opened"),
     }
     Ok(Exit::Done)
+}
+
+fn show(engine: &Engine, snapshot: &str, output: &Output) -> Result<()> {
+    let snapshot = engine.show(snapshot)?;
+    let value = json!({
+        "snapshot": snapshot.report(),
+        "details": snapshot.details,
+        "images": snapshot.record.images.iter().map(|i| &i.name).collect::<Vec<_>>(),
+    });
+    output.result(&value, || text::show(&snapshot));
+    Ok(())
+}
+
+/// Waits at the pipe of a take, with the channel to the guest's agent as standard output.
+fn keep_watch(engine: &Engine, vm: &VmName) -> Result<()> {
+    let channel = std::io::stdout().as_fd().try_clone_to_owned();
+    let channel =
+        channel.map_err(|error| Error::failed("cannot use standard output").because(error))?;
+    engine.keep_watch(vm, std::io::stdin(), channel)
 }
 
 fn vm(engine: &Engine, command: VmCommand, output: &Output) -> Result<()> {

@@ -129,10 +129,7 @@ impl Engine {
         let running_us = u64::try_from(running_us).unwrap_or(u64::MAX);
         self.forget_intent(&vm.name)?;
         self.config.observer.step(Step::RevertForgotten);
-        if self.config.cancel.is_cancelled() {
-            let notice = "it was too late to stop: the VM was being overwritten already, so the revert was finished";
-            self.config.observer.notice(notice);
-        }
+        self.tell_if_too_late();
         Ok(RevertReport {
             vm: vm.name.clone(),
             snapshot: target.record.id,
@@ -145,6 +142,13 @@ impl Engine {
             lazy: became.lazy,
             clock: became.clock,
         })
+    }
+
+    fn tell_if_too_late(&self) {
+        if self.config.cancel.is_cancelled() {
+            let notice = "it was too late to stop: the VM was being overwritten already, so the revert was finished";
+            self.config.observer.notice(notice);
+        }
     }
 
     /// Makes the VM what a snapshot is.

@@ -150,9 +150,7 @@ impl Engine {
             freezes: agent.is_ok(),
             hooks: (!hooks.is_empty()).then(|| wish.name.clone()),
         };
-        self.intend(&vm.name, &intent).map_err(untouched)?;
-        let channel = agent.as_ref().ok().and_then(|agent| agent.share().ok());
-        let watchdog = self.watch(&vm.name, channel);
+        let watchdog = self.intend_take(vm, &intent, &agent).map_err(untouched)?;
         let tried = self.make_ready(guest, agent, &wish, &hooks, &watchdog);
         let (abilities, folder, freezer) = match tried {
             Ok(tried) => tried,
@@ -189,17 +187,25 @@ impl Engine {
             self.draft(vm, guest, sink, taken, &session, &wish)
         });
         self.config.observer.step(Step::TakeStored);
-        let stored = draft.and_then(|draft| {
-            self.check_interruption()?;
-            session.commit(draft).map_err(Error::step("the repository did not keep the snapshot"))
-        });
-        let record = match stored {
+        let record = match draft.and_then(|draft| self.store(session, draft)) {
             Ok(record) => record,
             Err(error) => return Err(self.take_back(vm, guest, &footprint, watchdog, error)),
         };
         self.config.observer.step(Step::TakeCommitted);
         wish.note_tracking(vm, guest, record.id, plan.disks);
         Ok((self.note_taken(vm, guest, record)?, watchdog))
+    }
+
+    /// Says durably what the take is about to change, and has somebody wait to take it back.
+    fn intend_take(&self, vm: &LeasedVm, intent: &Intent, agent: &AgentOrWhy) -> Result<Watchdog> {
+        self.intend(&vm.name, intent)?;
+        let channel = agent.as_ref().ok().and_then(|agent| agent.share().ok());
+        Ok(self.watch(&vm.name, channel))
+    }
+
+    fn store(&self, session: Session, draft: SnapshotDraft) -> Result<SnapshotRecord> {
+        self.check_interruption()?;
+        session.commit(draft).map_err(Error::step("the repository did not keep the snapshot"))
     }
 
     /// Notes where the VM is now. The old bitmaps record on until it is noted that the

@@ -30,18 +30,18 @@ fn start() -> Option<Subject> {
         return None;
     }
     let mut subject = Subject::start(Guest::of(GuestKind::Debian));
-    let writer = "while true; do dd if=/dev/urandom of=/root/noise bs=64k count=4 conv=fsync; \
-                  date >>/root/log; mv /root/noise /root/noise.old; done";
+    let writer = "while true; do dd if=/dev/urandom of=/srv/noise bs=64k count=4 conv=fsync; \
+                  date >>/srv/log; mv /srv/noise /srv/noise.old; done";
     let start = format!("nohup sh -c '{writer}' >/dev/null 2>&1 </dev/null &");
     subject.guest.serial().must_run(&start, WITHIN);
-    let log = "while ! grep -q 20 /root/log 2>/dev/null; do sleep 0.1; done";
+    let log = "while ! grep -q 20 /srv/log 2>/dev/null; do sleep 0.1; done";
     subject.guest.serial().must_run(log, WITHIN);
     Some(subject)
 }
 
 /// Writes in the guest, which waits while its file systems are frozen.
 fn must_write(serial: &mut Serial) {
-    serial.must_run("echo written >/root/probe && sync /root/probe", WITHIN);
+    serial.must_run("echo written >/srv/probe && sync /srv/probe", WITHIN);
 }
 
 /// Returns where the ext4 file system of a raw disk begins, by its partition table.
