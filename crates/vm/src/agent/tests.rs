@@ -67,7 +67,7 @@ fn answers_of_every_kind_are_a_number_or_an_error() {
     check(b"{\"return\": {}}\n", Err("how many"));
     check(b"{\"return\": 1e99}\n", Err("how many"));
     check(
-        b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no \x1b[31m\"}}\n",
+        b"{\"error\": {\"class\": \"CommandNotFound\", \"desc\": \"no \\u001b[31m\"}}\n",
         Err("\\u{1b}"),
     );
     check(b"{\"error\": 7}\n", Err("does not say why"));
