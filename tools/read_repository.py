@@ -11,6 +11,7 @@ for sealed repositories, the `cryptography` package; for passphrases also
     read_repository.py [KEY] REPOSITORY image SNAPSHOT NAME OUT
     read_repository.py [KEY] REPOSITORY blob SNAPSHOT NAME OUT
     read_repository.py [KEY] REPOSITORY digest [REPOSITORY...]
+    read_repository.py [KEY] REPOSITORY operations
 
 KEY is `--key-file FILE`, `--passphrase-file FILE` or `--age-identity FILE`,
 which needs the program `age`. `digest` prints a line of
@@ -254,6 +255,11 @@ class Repository:
             label["pinned"] = label["pinned"] or number != numbers[-1]
             return label
         return dict(NO_LABEL, pinned=True) if numbers else None
+
+    def operations(self):
+        """Yields the entries of the log of operations, the oldest first."""
+        for name in self.keys_of("op"):
+            yield int(name), self.hidden("op/" + name, "op")
 
     def snapshots(self):
         deleted = set(self.deleted())
@@ -502,7 +508,7 @@ def main():
     parser.add_argument("--passphrase-file")
     parser.add_argument("--age-identity")
     parser.add_argument("repository")
-    parser.add_argument("action", choices=["list", "image", "blob", "digest"])
+    parser.add_argument("action", choices=["list", "image", "blob", "digest", "operations"])
     parser.add_argument("rest", nargs="*")
     arguments = parser.parse_args()
 
@@ -522,6 +528,10 @@ def main():
                 if label[said] is not None:
                     record["details"][said] = label[said]
             print(json.dumps(dict(record, pinned=label["pinned"])))
+        return
+    if arguments.action == "operations":
+        for number, entry in repository.operations():
+            print(json.dumps([number, entry]))
         return
     snapshot, name, out = arguments.rest
     found = [r for r in repository.snapshots() if r["id"].startswith(snapshot)]

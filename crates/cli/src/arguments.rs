@@ -9,6 +9,7 @@ use crate::clone::CloneArguments;
 use crate::copy::CopyArguments;
 use crate::export::ExportArguments;
 use crate::import::ImportArguments;
+use crate::log::LogArguments;
 use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
@@ -117,10 +118,7 @@ pub(crate) enum Command {
     /// Take a snapshot of a VM: its memory, settings and disks at one instant.
     Take(TakeArguments),
     /// List snapshots as a tree, newest first, with the place where the VM is now.
-    Log {
-        /// The VM; all without one.
-        vm: Option<VmName>,
-    },
+    Log(LogArguments),
     /// Show everything known of one snapshot.
     Show {
         /// VM@NAME, VM@latest, VM@latest~2, or the start of an id.
@@ -159,8 +157,15 @@ pub(crate) enum Command {
     },
     /// Delete the snapshots of a VM that no rule keeps. It can be undone like `rm`.
     Prune(Box<PruneArguments>),
-    /// Take back the last deletion.
-    Undo,
+    /// Take back the last thing that was done. Again, and it takes back the one before.
+    Undo {
+        /// Take back this one, by its number in `op log`; of an undo, it does it again.
+        #[arg(long, value_name = "N")]
+        operation: Option<u64>,
+    },
+    /// Show what was done to the repository.
+    #[command(subcommand)]
+    Op(OpCommand),
     #[command(flatten)]
     Label(LabelCommand),
     /// Free the space of what no snapshot needs, and move together what is left.
@@ -247,6 +252,22 @@ pub(crate) enum LabelCommand {
         snapshot: String,
         /// The text; it replaces what was there.
         text: String,
+    },
+}
+
+/// What to do with the log of operations.
+#[derive(Debug, Subcommand)]
+pub(crate) enum OpCommand {
+    /// List what was done, the newest first: when, by whom, what was typed.
+    Log {
+        /// At most so many.
+        #[arg(long, value_name = "N", default_value_t = 50)]
+        limit: usize,
+    },
+    /// Take back one of them.
+    Undo {
+        /// Its number.
+        operation: u64,
     },
 }
 

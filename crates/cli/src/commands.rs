@@ -11,12 +11,14 @@ use clap::CommandFactory;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
-    Cancel, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams, Result, RevertParams,
-    S3Access, TakeParams, Way,
+    Caller, Cancel, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams, Result,
+    RevertParams, S3Access, TakeParams, Way,
 };
 use tintype_types::{ByteCount, VmName};
 
-use crate::arguments::{Arguments, Command, Globals, Mode, QuiesceWhen, TakeArguments, VmCommand};
+use crate::arguments::{
+    Arguments, Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArguments, VmCommand,
+};
 use crate::clone;
 use crate::copy;
 use crate::exit::Exit;
@@ -24,6 +26,7 @@ use crate::export;
 use crate::import;
 use crate::keys;
 use crate::labels;
+use crate::log;
 use crate::output::Output;
 use crate::page_server;
 use crate::progress::{Fault, Show};
@@ -56,17 +59,7 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         Command::Key(command) => keys::key(engine, command, output)?,
         Command::Vm(command) => vm(engine, command, output)?,
         Command::Take(arguments) => take(engine, arguments, output)?,
-        Command::Log { vm } => {
-            if output.is_json() {
-                for entry in engine.log_entries(vm.as_ref())?.iter().rev() {
-                    output.result(entry, String::new);
-                }
-            } else {
-                let snapshots = engine.log(vm.as_ref())?;
-                let vms = engine.vms_at_rest()?;
-                output.line(text::log(&snapshots, &vms, output).trim_end());
-            }
-        }
+        Command::Log(arguments) => log::run(engine, &arguments, output)?,
         Command::Show { snapshot } => show(engine, &snapshot, output)?,
         Command::Revert { vm, snapshot, load, no_safety } => {
             let params = RevertParams { snapshot, safety: !no_safety, load: load.mode() };
@@ -84,7 +77,11 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             removal::remove(engine, &snapshots, dry_run, output)?;
         }
         Command::Prune(arguments) => return prune::run(engine, *arguments, output),
-        Command::Undo => removal::undo(engine, output)?,
+        Command::Undo { operation } => removal::undo(engine, operation, output)?,
+        Command::Op(OpCommand::Log { limit }) => log::operations(engine, limit, output)?,
+        Command::Op(OpCommand::Undo { operation }) => {
+            removal::undo(engine, Some(operation), output)?;
+        }
         Command::Label(command) => labels::run(engine, command, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
         Command::Du { names } => removal::space(engine, &names, output)?,
@@ -248,9 +245,21 @@ fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
             .collect(),
         helper,
         patience: Duration::from_secs(globals.wait),
+        caller: caller(),
         cancel: Cancel::from_flag(flag),
         observer: show,
     })
+}
+
+/// Says who runs this command, for the log of operations.
+fn caller() -> Caller {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let user = ["SUDO_USER", "USER", "LOGNAME"].iter().find_map(|name| std::env::var(name).ok());
+    Caller {
+        host: name,
+        user: user.unwrap_or_else(|| rustix::process::getuid().as_raw().to_string()),
+        words: std::env::args().skip(1).collect(),
+    }
 }
 
 /// Reads the variables that S3 tools read, with the first of these prefixes that

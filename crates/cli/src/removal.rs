@@ -25,10 +25,13 @@ pub(crate) fn remove(
     Ok(())
 }
 
-/// Takes back the last deletion.
-pub(crate) fn undo(engine: &Engine, output: &Output) -> Result<()> {
-    let report = engine.undo()?;
-    output.result(&report, || format!("put back {}", report.names.join(", ")));
+/// Takes back the last operation, or a certain one.
+pub(crate) fn undo(engine: &Engine, operation: Option<u64>, output: &Output) -> Result<()> {
+    let report = engine.undo(operation)?;
+    output.result(&report, || match report.operation {
+        Some(number) => format!("took back operation {number}, {}: {}", report.undone, report.did),
+        None => report.did.clone(),
+    });
     Ok(())
 }
 

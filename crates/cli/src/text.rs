@@ -1,13 +1,12 @@
 //! What people read. Every function returns text; nothing is printed here.
 
-use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, Loading, LostPart, Purpose, RepairSummary, RevertReport, Snapshot,
-    SnapshotReport, VerifySummary, VmReport,
+    Finding, Health, Loading, LostPart, RepairSummary, RevertReport, Snapshot, SnapshotReport,
+    VerifySummary, VmReport,
 };
-use tintype_types::{ByteCount, SnapshotId, VmName};
+use tintype_types::ByteCount;
 
 use crate::output::Output;
 use crate::settings::settings;
@@ -125,99 +124,6 @@ fn loading_state(loading: &Loading) -> String {
             "{text}; {error}. `tintype repair` mends what it can; the next command goes on then"
         ),
     }
-}
-
-/// Draws the snapshots of each VM as a tree, newest first; `@` is where the VM is now.
-pub(crate) fn log(
-    snapshots: &[Snapshot],
-    vms: &BTreeMap<VmName, Option<SnapshotId>>,
-    output: &Output,
-) -> String {
-    if snapshots.is_empty() {
-        return "there are no snapshots; `tintype take VM` takes one".to_owned();
-    }
-    let mut by_vm: BTreeMap<&VmName, Vec<&Snapshot>> = BTreeMap::new();
-    for snapshot in snapshots {
-        by_vm.entry(&snapshot.record.vm_name).or_default().push(snapshot);
-    }
-    let mut text = String::new();
-    for (vm, snapshots) in by_vm {
-        let now = vms.get(vm).copied().flatten();
-        tree(&mut text, vm, &snapshots, now, output);
-    }
-    text
-}
-
-/// Draws one VM's tree: a column for each branch that is open at a line.
-fn tree(
-    text: &mut String,
-    vm: &VmName,
-    snapshots: &[&Snapshot],
-    now: Option<SnapshotId>,
-    output: &Output,
-) {
-    // Each column waits for the snapshot that its branch came from.
-    let mut columns: Vec<Option<SnapshotId>> = Vec::new();
-    for snapshot in snapshots.iter().rev() {
-        let record = &snapshot.record;
-        let waits = |column: &Option<SnapshotId>| *column == Some(record.id);
-        let own = columns.iter().position(waits).unwrap_or_else(|| {
-            columns.push(None);
-            columns.len() - 1
-        });
-        let joined: Vec<usize> =
-            (own + 1..columns.len()).filter(|&at| waits(&columns[at])).collect();
-        if !joined.is_empty() {
-            let line: Vec<&str> = (0..columns.len())
-                .map(|at| {
-                    if at == own {
-                        "├"
-                    } else if joined.contains(&at) {
-                        "╯"
-                    } else {
-                        "│"
-                    }
-                })
-                .collect();
-            let _ = writeln!(text, "{}", line.join("─"));
-            for &at in joined.iter().rev() {
-                columns.remove(at);
-            }
-        }
-        let mark =
-            if now == Some(record.id) { output.painted("@", "32;1") } else { "○".to_owned() };
-        let line: Vec<&str> =
-            (0..columns.len()).map(|at| if at == own { mark.as_str() } else { "│" }).collect();
-        let _ = writeln!(text, "{}  {}", line.join(" "), summary(vm, snapshot, output));
-        let known = record.parent.filter(|id| snapshots.iter().any(|other| other.record.id == *id));
-        columns[own] = known;
-        if !snapshot.details.message.is_empty() {
-            let bars = vec!["│"; columns.len()].join(" ");
-            let _ = writeln!(text, "{bars}  {}", snapshot.details.message);
-        }
-        if known.is_none() {
-            columns.remove(own);
-        }
-    }
-}
-
-fn summary(vm: &VmName, snapshot: &Snapshot, output: &Output) -> String {
-    let report = snapshot.report();
-    let name = output.painted(format!("{vm}@{}", report.name), "33;1");
-    let kind = match (report.purpose, snapshot.details.memory.is_empty()) {
-        (Purpose::Safety, _) => "safety",
-        (Purpose::Imported, _) => "imported",
-        (_, true) => "disks",
-        (_, false) => "memory and disks",
-    };
-    format!(
-        "{name} {} {}  {kind}, pause {:.1} ms, +{}{}",
-        report.id.short(),
-        report.created.strftime("%Y-%m-%d %H:%M:%S UTC"),
-        report.pause_ms,
-        report.stored_bytes,
-        if report.pinned { ", pinned" } else { "" },
-    )
 }
 
 /// Shows one snapshot.

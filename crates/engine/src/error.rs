@@ -107,6 +107,13 @@ impl Error {
         self
     }
 
+    /// Adds what to type next, if whoever failed did not know it.
+    #[must_use]
+    pub(crate) fn hint_unless_known(mut self, hint: String) -> Self {
+        self.hint.get_or_insert(hint);
+        self
+    }
+
     /// Adds what to type next, if it is a full file system that failed us.
     #[must_use]
     pub(crate) fn hint_if_full(self) -> Self {

@@ -7,6 +7,7 @@ use tintype_types::SnapshotName;
 use crate::Engine;
 use crate::details::{Snapshot, SnapshotReport};
 use crate::error::{Error, Result};
+use crate::operations::Reversal;
 
 /// The most characters of the key of a tag, and of its value.
 const MAX_KEY: usize = 64;
@@ -33,7 +34,10 @@ impl Engine {
         let others = self.snapshots_of(&repository, found.record.vm)?;
         let taken = others.iter().filter(|other| other.record.id != found.record.id);
         refuse_name(name, taken.map(|other| &other.record.name), found.record.vm_name.as_str())?;
-        self.relabel(&repository, found, |_, label| label.name = Some(name.clone()))
+        let did = format!("renamed {} to {name}", of(&found));
+        self.relabel(&repository, found, ("rename", did), |_, label| {
+            label.name = Some(name.clone())
+        })
     }
 
     /// Sets and removes tags of a snapshot.
@@ -48,7 +52,8 @@ impl Engine {
                 .state("nothing was changed")
                 .hint(format!("`tintype show {snapshot}` shows its tags")));
         }
-        self.relabel(&repository, found, |own, label| {
+        let did = format!("changed the tags of {}", of(&found));
+        self.relabel(&repository, found, ("tag", did), |own, label| {
             let tags = label.tags.get_or_insert_with(|| own.details.tags.clone());
             tags.retain(|(key, _)| !params.remove.contains(key));
             for (key, value) in &params.set {
@@ -64,7 +69,9 @@ impl Engine {
     pub fn set_pinned(&self, snapshot: &str, pinned: bool) -> Result<SnapshotReport> {
         let repository = self.repository()?;
         let found = self.find_snapshot(&repository, snapshot, None)?;
-        self.relabel(&repository, found, |_, label| label.pinned = pinned)
+        let verb = if pinned { "pin" } else { "unpin" };
+        let did = format!("{verb}ned {}", of(&found));
+        self.relabel(&repository, found, (verb, did), |_, label| label.pinned = pinned)
     }
 
     /// Writes what a snapshot is good for.
@@ -72,7 +79,10 @@ impl Engine {
         check_message(message)?;
         let repository = self.repository()?;
         let found = self.find_snapshot(&repository, snapshot, None)?;
-        self.relabel(&repository, found, |_, label| label.message = Some(message.to_owned()))
+        let did = format!("wrote a note on {}", of(&found));
+        self.relabel(&repository, found, ("note", did), |_, label| {
+            label.message = Some(message.to_owned())
+        })
     }
 
     /// Changes a label. The change is told what the record itself says.
@@ -80,18 +90,27 @@ impl Engine {
         &self,
         repository: &Repository,
         found: Snapshot,
+        (verb, did): (&str, String),
         change: impl Fn(&Snapshot, &mut Label),
     ) -> Result<SnapshotReport> {
         let cannot = || {
-            Error::failed(format!("cannot change `{}@{}`", found.record.vm_name, found.record.name))
-                .state("nothing was changed")
+            Error::failed(format!("cannot change `{}`", of(&found))).state("nothing was changed")
         };
         let record = repository.snapshot(found.record.id);
         let own = Snapshot::read(record.map_err(|error| cannot().because(error))?)?;
         let changed = repository.relabel(own.record.id, |label| change(&own, label));
-        let (_, label) = changed.map_err(|error| cannot().because(error).hint_if_full())?;
+        let (before, label) = changed.map_err(|error| cannot().because(error).hint_if_full())?;
+        if before != label {
+            let (snapshot, after) = (own.record.id, label.clone());
+            let reversal = Reversal::Relabel { snapshot, before, after };
+            self.log_operation(repository, verb, did, Some(reversal));
+        }
         Ok(own.labelled(&label).report())
     }
+}
+
+fn of(snapshot: &Snapshot) -> String {
+    format!("{}@{}", snapshot.record.vm_name, snapshot.record.name)
 }
 
 /// Refuses a name that another snapshot of the VM has, or that means something else.

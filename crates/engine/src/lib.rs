@@ -26,6 +26,7 @@ mod loading;
 mod memory;
 mod new_disks;
 mod observer;
+mod operations;
 mod page_server;
 mod pages;
 mod places;
@@ -75,10 +76,11 @@ pub use labels::TagParams;
 pub use lazy::LoadMode;
 pub use loading::Loading;
 pub use observer::{Observer, Progress, Silence, Step};
+pub use operations::{Caller, Operation, UndoReport};
 pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
 pub use quiesce::{Quiesce, QuiesceParams, Quiesced};
-pub use removal::{CollectionReport, NotCompacted, RemovalReport, UndoReport};
+pub use removal::{CollectionReport, DeletedSnapshot, NotCompacted, RemovalReport};
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
 pub use revert::{RevertParams, RevertReport};
@@ -139,6 +141,8 @@ pub struct EngineConfig {
     pub helper: Vec<String>,
     /// How long to wait for another command on the same VM.
     pub patience: Duration,
+    /// Who runs this command, for the log of operations.
+    pub caller: Caller,
     /// The wish to stop.
     pub cancel: Cancel,
     /// Who hears what goes on.

@@ -14,6 +14,8 @@ use crate::Engine;
 use crate::details::{Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::intent::Intent;
+use crate::operations::{Reversal, listed};
+use crate::removal::names_of;
 use crate::settings::empty_policy;
 
 /// How to prune.
@@ -151,6 +153,11 @@ impl Engine {
             repository.remove_all(&removed).map_err(|error| {
                 Error::failed("cannot delete").because(error).state("some may be deleted already")
             })?;
+            let all: Vec<Snapshot> =
+                plans.iter().flat_map(|plan| plan.snapshots.iter().cloned()).collect();
+            let did = format!("deleted {}", listed(&names_of(&all, &removed)));
+            let reversal = Reversal::Restore { snapshots: removed.clone() };
+            self.log_operation(&repository, "prune", did, Some(reversal));
         }
         let vms = plans.iter().map(|plan| plan.report(&exclusive)).collect();
         Ok(PruneReport { dry_run: params.dry_run, removed, freed_bytes, vms })

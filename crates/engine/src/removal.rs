@@ -1,13 +1,15 @@
-//! Deletes snapshots, takes that back, and frees the space of what is gone.
+//! Deletes snapshots, lists what can be put back, and frees the space of what is gone.
 
+use jiff::Timestamp;
 use serde::Serialize;
-use tintype_repo::{GcParams, Repository, Skipped};
-use tintype_types::{ByteCount, SnapshotId};
+use tintype_repo::{Deleted, GcParams, Repository, Skipped};
+use tintype_types::{ByteCount, SnapshotId, VmName};
 
 use crate::Engine;
-use crate::details::Snapshot;
+use crate::details::{Snapshot, SnapshotReport};
 use crate::error::{Error, Result};
 use crate::intent::Intent;
+use crate::operations::{Reversal, listed};
 
 /// Snapshots that were deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -21,15 +23,14 @@ pub struct RemovalReport {
     pub freed_bytes: Option<ByteCount>,
 }
 
-/// What was taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UndoReport {
-    /// The command that was taken back.
-    pub undone: &'static str,
-    /// The ids of the snapshots that are there again.
-    pub snapshots: Vec<SnapshotId>,
-    /// The snapshots as `VM@NAME`.
-    pub names: Vec<String>,
+/// A snapshot that is deleted and can be put back.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DeletedSnapshot {
+    /// The snapshot.
+    #[serde(flatten)]
+    pub snapshot: SnapshotReport,
+    /// When it was deleted, by the clock of who did.
+    pub deleted: Option<Timestamp>,
 }
 
 /// What a collection has freed, or would free.
@@ -73,18 +74,64 @@ impl Engine {
                 removed.push(id);
             }
         }
-        refuse_pinned(&repository, &all, &removed)?;
-        self.refuse_needed(&removed)?;
         if dry_run {
+            refuse_pinned(&repository, &all, &removed)?;
+            self.refuse_needed(&removed)?;
             let shares = repository.shares_of(&removed);
             let shares = shares.map_err(Error::step("cannot say what would be freed"))?;
             let freed_bytes = Some(shares.together.exclusive_bytes);
             return Ok(RemovalReport { dry_run, removed, freed_bytes });
         }
-        repository.remove_all(&removed).map_err(|error| {
-            Error::failed("cannot delete").because(error).state("some may be deleted already")
-        })?;
+        let names = names_of(&all, &removed);
+        self.delete_all(&repository, &all, &removed)?;
+        let reversal = Reversal::Restore { snapshots: removed.clone() };
+        let did = format!("deleted {}", listed(&names));
+        self.log_operation(&repository, "rm", did, Some(reversal));
         Ok(RemovalReport { dry_run, removed, freed_bytes: None })
+    }
+
+    /// Deletes snapshots in one act, unless something stands against one of them.
+    pub(crate) fn delete_all(
+        &self,
+        repository: &Repository,
+        all: &[Snapshot],
+        ids: &[SnapshotId],
+    ) -> Result<()> {
+        refuse_pinned(repository, all, ids)?;
+        self.refuse_needed(ids)?;
+        repository.remove_all(ids).map_err(|error| {
+            Error::failed("cannot delete").because(error).state("some may be deleted already")
+        })
+    }
+
+    /// Lists what is deleted and can be put back, of a VM or of all, the newest
+    /// deletion first.
+    pub fn deleted(&self, vm: Option<&VmName>) -> Result<Vec<DeletedSnapshot>> {
+        let repository = self.repository()?;
+        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
+        let labels = repository.labels().map_err(Error::step("cannot list what is deleted"))?;
+        let id = vm.and_then(|vm| self.vm_state(vm).ok()).map(|state| state.id);
+        let is_of = |snapshot: &Snapshot| match (vm, id) {
+            (_, Some(id)) => snapshot.record.vm == id,
+            (Some(vm), None) => snapshot.record.vm_name == *vm,
+            (None, None) => true,
+        };
+        let mut found = Vec::new();
+        for Deleted { id, at, record, .. } in deleted {
+            let Some(snapshot) = record.and_then(|record| Snapshot::read(record).ok()) else {
+                let notice = format!("the record of a deleted snapshot cannot be read: {id}");
+                self.config.observer.notice(&notice);
+                continue;
+            };
+            let snapshot = match labels.of.get(&id) {
+                Some(label) => snapshot.labelled(label),
+                None => snapshot,
+            };
+            if is_of(&snapshot) {
+                found.push(DeletedSnapshot { snapshot: snapshot.report(), deleted: at });
+            }
+        }
+        Ok(found)
     }
 
     /// Finds a snapshot to delete; one whose record is damaged, by its whole id.
@@ -123,28 +170,12 @@ impl Engine {
         Ok(())
     }
 
-    /// Takes back the last act that destroyed something and can be taken back.
-    pub fn undo(&self) -> Result<UndoReport> {
-        let records = self.repository()?.undo_last_removal().map_err(|error| {
-            Error::failed("cannot undo the deletion")
-                .because(error)
-                .hint("`tintype log` shows the snapshots that are there")
-        })?;
-        if records.is_empty() {
-            return Err(Error::invalid("there is nothing to undo")
-                .state("nothing was changed")
-                .hint("a deletion can be undone until `tintype gc` has freed its space"));
-        }
-        let snapshots = records.iter().map(|record| record.id).collect();
-        let names = records.iter().map(|r| format!("{}@{}", r.vm_name, r.name)).collect();
-        Ok(UndoReport { undone: "rm", snapshots, names })
-    }
-
     /// Frees what no snapshot needs; in a dry run only says what that is.
     pub fn collect_garbage(&self, dry_run: bool) -> Result<CollectionReport> {
         let mut params = GcParams::default();
         params.dry_run = dry_run;
-        let collected = self.repository()?.gc(params, &self.supervisor("collecting"));
+        let repository = self.repository()?;
+        let collected = repository.gc(params, &self.supervisor("collecting"));
         let report = collected.map_err(|error| {
             Error::failed("cannot collect garbage")
                 .because(error)
@@ -152,10 +183,14 @@ impl Engine {
         })?;
         let compaction = report.compaction;
         let freed = report.freed_bytes.get() + compaction.gain_bytes.get();
+        let freed_bytes = ByteCount(freed.saturating_sub(compaction.written_bytes.get()));
+        if !dry_run && report.segments > 0 {
+            self.log_operation(&repository, "gc", format!("freed {freed_bytes}"), None);
+        }
         Ok(CollectionReport {
             dry_run,
             segments: report.segments + if dry_run { compaction.segments } else { 0 },
-            freed_bytes: ByteCount(freed.saturating_sub(compaction.written_bytes.get())),
+            freed_bytes,
             waiting_for: report.waiting_for,
             compacted_segments: compaction.segments,
             not_compacted: compaction.skipped.map(|skipped| match skipped {
@@ -171,14 +206,19 @@ fn refuse_pinned(repository: &Repository, all: &[Snapshot], ids: &[SnapshotId]) 
     let labels = repository.labels().map_err(Error::step("cannot tell what is pinned"))?;
     let is_pinned = |id: &&SnapshotId| labels.of.get(id).is_some_and(|label| label.pinned);
     let Some(id) = ids.iter().find(is_pinned) else { return Ok(()) };
-    let found = all.iter().find(|snapshot| snapshot.record.id == *id);
-    let name = found.map_or_else(
-        || id.to_string(),
-        |snapshot| format!("{}@{}", snapshot.record.vm_name, snapshot.record.name),
-    );
+    let name = names_of(all, &[*id]).concat();
     Err(Error::refused(format!("`{name}` is pinned"))
         .state("nothing was deleted")
         .hint(format!("`tintype unpin {name}` lets it be deleted")))
+}
+
+/// Returns snapshots as people name them.
+pub(crate) fn names_of(all: &[Snapshot], ids: &[SnapshotId]) -> Vec<String> {
+    let name = |id: &SnapshotId| {
+        let found = all.iter().find(|snapshot| snapshot.record.id == *id);
+        found.map_or_else(|| id.to_string(), |s| format!("{}@{}", s.record.vm_name, s.record.name))
+    };
+    ids.iter().map(name).collect()
 }
 
 fn is_damage(error: &tintype_repo::Error) -> bool {

@@ -28,6 +28,7 @@ use crate::intent::Intent;
 use crate::lazy::LoadMode;
 use crate::memory;
 use crate::observer::Step;
+use crate::operations::Reversal;
 use crate::snapshots::hold;
 use crate::take::{TakeParams, Wish, next_name};
 use crate::vms::LeasedVm;
@@ -75,6 +76,14 @@ const END_LIMIT: Duration = Duration::from_secs(20);
 impl Engine {
     /// Puts a VM back to a snapshot.
     pub fn revert(&self, vm: &VmName, params: &RevertParams) -> Result<RevertReport> {
+        let Reverted { report, reversal, repository } = self.put_back_vm(vm, params)?;
+        let did = format!("put {vm} back to {vm}@{}", report.name);
+        self.log_operation(&repository, "revert", did, reversal);
+        Ok(report)
+    }
+
+    /// The same, without an entry in the log of operations.
+    pub(crate) fn put_back_vm(&self, vm: &VmName, params: &RevertParams) -> Result<Reverted> {
         let began = Instant::now();
         let mut vm = self.lease(vm, "revert")?;
         self.config.observer.step(Step::RevertLease);
@@ -117,20 +126,18 @@ impl Engine {
         let became = self.become_snapshot(&repository, &mut vm, &target, Become { base, lazy });
         let became = became.map_err(|error| {
             let error = cannot_revert(&vm, &target).because(error);
-            self.go_back(
-                &repository,
-                self.absolute_repository_place(),
-                &mut vm,
-                safety.as_ref(),
-                error,
-            )
+            let place = self.absolute_repository_place();
+            self.go_back(&repository, place, &mut vm, safety.as_ref(), error)
         })?;
         let running_us = became.running_at.duration_since(began).as_micros();
         let running_us = u64::try_from(running_us).unwrap_or(u64::MAX);
         self.forget_intent(&vm.name)?;
         self.config.observer.step(Step::RevertForgotten);
         self.tell_if_too_late();
-        Ok(RevertReport {
+        let reversal = safety
+            .as_ref()
+            .map(|safety| Reversal::Revert { vm: vm.state.id, to: safety.record.id });
+        let report = RevertReport {
             vm: vm.name.clone(),
             snapshot: target.record.id,
             name: target.record.name,
@@ -141,7 +148,8 @@ impl Engine {
             written_bytes: became.written_bytes,
             lazy: became.lazy,
             clock: became.clock,
-        })
+        };
+        Ok(Reverted { report, reversal, repository })
     }
 
     fn tell_if_too_late(&self) {
@@ -407,6 +415,14 @@ pub(crate) struct Become<'b> {
     pub(crate) base: Option<&'b Snapshot>,
     /// Whether its guest runs before its memory is loaded.
     pub(crate) lazy: bool,
+}
+
+/// A revert that is done.
+pub(crate) struct Reverted {
+    pub(crate) report: RevertReport,
+    /// What takes it back, unless what was there is lost.
+    pub(crate) reversal: Option<Reversal>,
+    pub(crate) repository: Repository,
 }
 
 /// A guest that goes on from an earlier instant.

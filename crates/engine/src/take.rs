@@ -26,6 +26,7 @@ use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::labels::{check_message, check_tags, refuse_name};
 use crate::observer::Step;
+use crate::operations::Reversal;
 use crate::quiesce::{AgentOrWhy, QuiesceParams, Quiesced};
 use crate::sink::{Collected, SessionSink};
 use crate::tracking::{Tracking, whole};
@@ -104,6 +105,7 @@ impl Engine {
             true => self.take_alive(&repository, &mut vm, wish)?,
             false => self.take_powered_off(&repository, &mut vm, wish)?,
         };
+        self.log_take(&repository, &snapshot);
         self.warn_if_tight(&repository, &vm, &recent);
         Ok(snapshot)
     }
@@ -121,6 +123,12 @@ impl Engine {
         watchdog.dismiss();
         self.config.observer.step(Step::TakeForgotten);
         Ok(snapshot)
+    }
+
+    fn log_take(&self, repository: &Repository, taken: &Snapshot) {
+        let did = format!("took {}@{}", taken.record.vm_name, taken.record.name);
+        let reversal = Reversal::Delete { snapshots: vec![taken.record.id] };
+        self.log_operation(repository, "take", did, Some(reversal));
     }
 
     /// Takes a snapshot of a VM whose QEMU runs. The intent is still there

@@ -103,7 +103,7 @@ fn check(
     }
     let report = target.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");
-    assert_eq!(target.undo_last_removal().unwrap(), [], "{what}: a part shows");
+    assert_eq!(target.deleted().unwrap(), [], "{what}: a part shows");
 }
 
 fn sweep(fault: Fault) {

@@ -11,7 +11,7 @@ use crate::pointer::SegmentName;
 use crate::record::{SnapshotRecord, decode_moved};
 use crate::segment::{Table, Trailer};
 use crate::slots::StoredSlot;
-use crate::{epoch, gone, index, label, listing, quarantine, repository};
+use crate::{epoch, gone, index, journal, label, listing, quarantine, repository};
 
 pub fn node(bytes: &[u8]) {
     let Ok(node) = Node::decode(bytes) else { return };
@@ -81,5 +81,5 @@ pub fn names(bytes: &[u8]) {
     }
     let _ = (listing::session_of(text), Location::parse(Path::new(text)));
     let _ = (epoch::parse(text), gone::parse(text), quarantine::segment(text));
-    let _ = label::parse(text);
+    let _ = (label::parse(text), journal::parse(text));
 }

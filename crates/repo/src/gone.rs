@@ -11,12 +11,15 @@
 //! and its undoing are one write each, so neither can be half done, and undo
 //! and collection cannot both win.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use tintype_types::SnapshotId;
 
 use crate::Error;
+use crate::listing;
+use crate::record::{Outcome, SnapshotRecord, outcome_key};
 use crate::signed;
 use crate::store::Put;
 use crate::vault::Vault;
@@ -108,18 +111,19 @@ pub(crate) fn is_known(vault: &Vault, snapshot: SnapshotId) -> Result<bool, Erro
     Ok(!vault.store.list(&format!("gone/{snapshot}-"))?.is_empty())
 }
 
-/// Deletes a snapshot. Deleting it twice is one deletion. What is deleted at
-/// the same instant is one act.
-pub(crate) fn delete(vault: &Vault, snapshot: SnapshotId, at: Timestamp) -> Result<(), Error> {
+/// Deletes snapshots. Deleting one twice is one deletion. What is deleted at the
+/// same instant is one act.
+pub(crate) fn delete(vault: &Vault, ids: &[SnapshotId], at: Timestamp) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
-    if deletions.has(snapshot) {
-        return Ok(());
+    for snapshot in ids.iter().filter(|id| !deletions.has(**id)) {
+        let undone = deletions.by_snapshot.get(snapshot).map_or(0, BTreeMap::len);
+        let number =
+            u32::try_from(undone).map_err(|_| Error::Invalid("deleted too often".into()))?;
+        let key = key(*snapshot, number);
+        let object = signed::encode(vault, &key, KIND, &[at.to_string()]);
+        vault.store.put_if_absent(&key, &object)?;
     }
-    let undone = deletions.by_snapshot.get(&snapshot).map_or(0, BTreeMap::len);
-    let number = u32::try_from(undone).map_err(|_| Error::Invalid("deleted too often".into()))?;
-    let key = key(snapshot, number);
-    let object = signed::encode(vault, &key, KIND, &[at.to_string()]);
-    vault.store.put_if_absent(&key, &object).map(drop)
+    Ok(())
 }
 
 /// Deletes for good a snapshot that is not there yet, so that nobody will see it.
@@ -132,19 +136,37 @@ pub(crate) fn delete_beforehand(vault: &Vault, snapshot: SnapshotId) -> Result<(
     vault.store.put_if_absent(&key, &object).map(drop)
 }
 
-/// Returns the snapshots of the newest act of deletion that can be undone.
-pub(crate) fn newest_act(vault: &Vault) -> Result<Vec<SnapshotId>, Error> {
+/// A snapshot that is deleted, and whose deletion can be undone.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Deleted {
+    /// Its id.
+    pub id: SnapshotId,
+    /// When it was deleted, by the clock of who did; `None` if that cannot be read.
+    pub at: Option<Timestamp>,
+    /// The snapshot; `None` if its record cannot be read.
+    pub record: Option<SnapshotRecord>,
+}
+
+/// Returns what is deleted and can still be undone, the newest deletion first.
+pub(crate) fn undoable(vault: &Vault) -> Result<Vec<Deleted>, Error> {
     let deletions = Deletions::read(vault)?;
-    let mut acts: BTreeMap<Timestamp, Vec<SnapshotId>> = BTreeMap::new();
-    for (snapshot, number) in deletions.open().filter(|(id, _)| !deletions.has_collected(*id)) {
-        match read_instant(vault, &key(snapshot, number)) {
-            Ok(at) => acts.entry(at).or_default().push(snapshot),
-            // Forgotten since it was listed.
-            Err(Error::NotFound(_)) => {}
-            Err(error) => return Err(error),
+    let open: Vec<_> = deletions.open().filter(|(id, _)| !deletions.has_collected(*id)).collect();
+    let read = |(id, number): &(SnapshotId, u32)| {
+        let at = read_instant(vault, &key(*id, *number))?;
+        match listing::read_known(vault, &outcome_key(*id)) {
+            Ok(Outcome::Committed(record)) => {
+                Ok(Some(Deleted { id: *id, at, record: Some(*record) }))
+            }
+            Err(Error::Damaged(_)) => Ok(Some(Deleted { id: *id, at, record: None })),
+            // Forgotten since it was listed, or of nothing.
+            Ok(Outcome::Aborted | Outcome::Moved(_)) | Err(Error::NotFound(_)) => Ok(None),
+            Err(error) => Err(error),
         }
-    }
-    Ok(acts.pop_last().map(|(_, snapshots)| snapshots).unwrap_or_default())
+    };
+    let found = vault.at_once(&open, read).into_iter().collect::<Result<Vec<_>, Error>>()?;
+    let mut found: Vec<_> = found.into_iter().flatten().collect();
+    found.sort_by_key(|deleted| (Reverse(deleted.at), deleted.id));
+    Ok(found)
 }
 
 /// Undoes the deletion of a snapshot, unless it was collected.
@@ -214,12 +236,18 @@ fn read_end(vault: &Vault, key: &str) -> Result<End, Error> {
     }
 }
 
-fn read_instant(vault: &Vault, key: &str) -> Result<Timestamp, Error> {
-    let instant = match signed::read(vault, key, KIND)?.as_slice() {
-        [line] => line.parse().ok(),
-        _ => None,
-    };
-    instant.ok_or_else(|| Error::damaged(key, None, "it cannot be understood"))
+/// Reads when a snapshot was deleted; `None` if that cannot be read.
+fn read_instant(vault: &Vault, key: &str) -> Result<Option<Timestamp>, Error> {
+    match signed::read_unchanging(vault, key, KIND) {
+        Ok(lines) => Ok(lines.first().and_then(|line| line.parse().ok())),
+        // Forgotten since it was listed.
+        Err(Error::NotFound(_)) => Ok(None),
+        Err(Error::Damaged(damage)) => {
+            tracing::warn!(%damage, "when a snapshot was deleted is not known");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 fn key(snapshot: SnapshotId, number: u32) -> String {

@@ -183,7 +183,7 @@ impl Host {
         let (number, id) = (number_of(&records[at]), records[at].id);
         self.fates().begin(number, id);
         let now = Timestamp::from_second(1_800_000_000 + self.skew).unwrap();
-        gone::delete(&repository.vault, id, now)?;
+        gone::delete(&repository.vault, &[id], now)?;
         self.fates().end(number, Fate::Deleted);
         self.line.world.note("deletion");
         Ok(())

@@ -7,6 +7,7 @@
 //!           records     from a copy
 //!           deletions   an end that cannot be read is taken for "undone"
 //!           labels      from a copy or this machine, else what was before it, and pinned
+//!           operations  from a copy or this machine, else an entry that says nothing
 //!           epochs      see `epoch::settle` and `gc::decide_again`
 //!        ─► verify ─► the segments that are still damaged: quarantined
 //! ```
@@ -22,6 +23,7 @@ use std::sync::Arc;
 use crate::error::Damage;
 use crate::gc;
 use crate::gone::{self, Deletions};
+use crate::journal;
 use crate::label;
 use crate::listing;
 use crate::loss::Loss;
@@ -93,6 +95,9 @@ fn mend(vault: &Vault, copy: Option<&Vault>, key: &str) -> Result<bool, Error> {
     }
     if key.starts_with(label::PREFIX) {
         return label::mend(vault, copy, key);
+    }
+    if key.starts_with(journal::PREFIX) {
+        return journal::mend(vault, copy, key);
     }
     if key.starts_with("ep/") {
         return Ok(epoch::settle(vault, key)? || gc::decide_again(vault, key)?);

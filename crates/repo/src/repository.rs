@@ -12,15 +12,16 @@ use crate::blob;
 use crate::compact;
 use crate::diff;
 use crate::gc::{self, GcReport};
-use crate::gone;
+use crate::gone::{self, Deleted, Deletions};
 use crate::heal;
+use crate::journal::{self, Logged};
 use crate::keys::{Keys, commitment};
 use crate::label::{self, Label, Labels};
 use crate::listing::{self, Listing};
 use crate::nearby::Nearby;
 use crate::pointer::hex;
 use crate::reader::ImageReader;
-use crate::record::{BlobId, SnapshotRecord};
+use crate::record::{BlobId, Outcome, SnapshotRecord, outcome_key};
 use crate::repair::{self, RepairReport};
 use crate::session::{Session, SessionParams};
 use crate::shares::{self, Shares};
@@ -294,15 +295,22 @@ impl Repository {
     /// collection, unless other snapshots or readers need it; until then it can
     /// be undone. If one of them is not there, none is deleted.
     pub fn remove_all(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+        let deletions = Deletions::read(&self.vault)?;
         for id in ids {
-            match listing::one(&self.vault, *id) {
+            if deletions.has(*id) {
+                return Err(Error::NotFound(format!("snapshot {id}")));
+            }
+            match listing::read(&self.vault, &outcome_key(*id)) {
                 // One whose record is damaged can still be deleted.
-                Ok(_) | Err(Error::Damaged(_)) => {}
+                Ok(Outcome::Committed(_)) | Err(Error::Damaged(_)) => {}
+                Ok(Outcome::Aborted | Outcome::Moved(_)) => {
+                    return Err(Error::NotFound(format!("snapshot {id}")));
+                }
                 Err(error) => return Err(error),
             }
         }
         let now = Timestamp::now();
-        self.even_if_full(|vault| ids.iter().try_for_each(|id| gone::delete(vault, *id, now)))
+        self.even_if_full(|vault| gone::delete(vault, ids, now))
     }
 
     /// Undoes the deletion of a snapshot. If a collection has begun to remove
@@ -312,12 +320,22 @@ impl Repository {
         self.snapshot(id)
     }
 
-    /// Undoes the newest act of deletion that no collection has ended yet, by
-    /// the clocks of those who deleted; returns its snapshots, none if there is
-    /// no such act.
-    pub fn undo_last_removal(&self) -> Result<Vec<SnapshotRecord>, Error> {
-        let act = gone::newest_act(&self.vault)?;
-        act.into_iter().map(|id| self.undo_remove(id)).collect()
+    /// Lists the snapshots whose deletion can be undone, the newest deletion first
+    /// by the clocks of those who deleted. What has the same instant was one act.
+    pub fn deleted(&self) -> Result<Vec<Deleted>, Error> {
+        gone::undoable(&self.vault)
+    }
+
+    /// Adds an entry to the log of operations, once what it tells of is done;
+    /// returns its number. When this returns, it survives power loss. The newest
+    /// thousand stay.
+    pub fn log_operation(&self, entry: &serde_json::Value) -> Result<u64, Error> {
+        self.even_if_full(|vault| journal::add(vault, entry))
+    }
+
+    /// Returns the newest operations, the newest first.
+    pub fn operations(&self, limit: usize) -> Result<Vec<Logged>, Error> {
+        journal::newest(&self.vault, limit)
     }
 
     /// Keeps a snapshot's content in place while a guest reads from it, even

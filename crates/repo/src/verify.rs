@@ -29,7 +29,7 @@ use crate::supervisor::Supervisor;
 use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
-use crate::{Error, blob, epoch, gone, label, quarantine};
+use crate::{Error, blob, epoch, gone, journal, label, quarantine};
 
 /// Segments that are read at the same time, 16 MiB each, on however few cores: a
 /// store may be far away.
@@ -144,7 +144,8 @@ impl Check<'_> {
         for (prefix, kind) in kinds {
             self.each(prefix, |vault, key| signed::read(vault, key, kind).map(drop))?;
         }
-        self.each(label::PREFIX, label::check)
+        self.each(label::PREFIX, label::check)?;
+        self.each(journal::PREFIX, journal::check)
     }
 
     /// Reads each object of a kind, and notes those that are damaged.

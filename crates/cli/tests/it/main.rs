@@ -22,6 +22,7 @@ mod interrupt;
 mod keys;
 mod kill;
 mod lazy;
+mod operations;
 mod oracle;
 mod privacy;
 mod prune;

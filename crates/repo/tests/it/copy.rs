@@ -261,7 +261,7 @@ fn a_copy_goes_on_where_it_was_interrupted() {
     assert_eq!(error.kind(), Kind::Interrupted);
     // Nobody sees what is there of it.
     assert_eq!(pair.copies(), []);
-    assert!(pair.target.undo_last_removal().unwrap().is_empty());
+    assert!(pair.target.deleted().unwrap().is_empty());
     assert_eq!(pair.target.shares().unwrap().snapshots, []);
     let resumed = pair.copy(first, 4 << 20);
     assert!(resumed.resumed, "{resumed:?}");

@@ -86,6 +86,9 @@ fn of_all_kinds() -> (tempfile::TempDir, Repository, Vec<Vec<u8>>) {
     repository.undo_remove(third.id).unwrap();
     repository.relabel(first.id, |label| label.message = Some("well".to_owned())).unwrap();
     repository.relabel(first.id, |label| label.pinned = true).unwrap();
+    for number in 0..2 {
+        repository.log_operation(&serde_json::json!({ "did": number })).unwrap();
+    }
     repository.relabel(third.id, |label| label.tags = Some(Vec::new())).unwrap();
     (folder, repository, expected)
 }
@@ -137,7 +140,7 @@ fn every_object_that_is_cut_swapped_or_deleted_is_found() {
         fs::remove_file(path).unwrap();
         // What says by being there that a snapshot exists or is deleted, what is
         // said of it, or how far a collection is, cannot be missed.
-        if !["outcome", "gone", "ep", "label"].iter().any(|silent| kind(path) == *silent) {
+        if !["outcome", "gone", "ep", "label", "op"].iter().any(|silent| kind(path) == *silent) {
             check_rotten(&repository, &expected, &format!("{what} deleted"));
         }
         fs::write(path, &good).unwrap();

@@ -234,7 +234,9 @@ fn shares_are_exact() {
     assert_eq!(without.together, tintype_repo::SetShare::default());
     let freed = shares.referenced_bytes.get() - without.referenced_bytes.get();
     assert_eq!(together.exclusive_bytes.get(), freed);
-    assert_eq!(repository.undo_last_removal().unwrap().len(), 2);
+    let deleted = repository.deleted().unwrap();
+    assert_eq!((deleted.len(), deleted[0].at), (2, deleted[1].at), "they are one act");
+    deleted.iter().for_each(|one| drop(repository.undo_remove(one.id).unwrap()));
     assert_eq!(repository.shares().unwrap(), shares);
 }
 

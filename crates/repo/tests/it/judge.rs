@@ -71,6 +71,11 @@ fn check(encryption: fn(&Path) -> Encryption) {
     let listed: Vec<SnapshotRecord> =
         serde_json::Deserializer::from_slice(&listed).into_iter().map(Result::unwrap).collect();
     assert!(listed == records);
+    for number in 1..=2 {
+        repository.log_operation(&serde_json::json!({ "did": number })).unwrap();
+    }
+    let operations = judge(repository.path(), &key, &["operations"]).stdout;
+    assert_eq!(operations, b"[1, {\"did\": 1}]\n[2, {\"did\": 2}]\n");
     for record in [&records[0], &records[4]] {
         let out = folder.path().join("out");
         let id = record.id.to_string();

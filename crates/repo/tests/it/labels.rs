@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use serde_json::json;
 use tintype_repo::{Encryption, GcParams, InitParams, Kind, Label, Repository, VerifyLevel};
 
 use crate::support::{BLOCK, content, files, new_repository, take};
@@ -88,6 +89,27 @@ fn a_damaged_one_gives_way_to_the_one_before_and_protects() {
 }
 
 #[test]
+fn operations_are_in_order_and_say_nothing_where_they_are_damaged() {
+    let (_folder, repository) = new_repository();
+    assert_eq!(repository.operations(9).unwrap(), []);
+    for number in 1..=3_u64 {
+        assert_eq!(repository.log_operation(&json!({ "did": number })).unwrap(), number);
+    }
+    let found = |limit| -> Vec<_> {
+        let operations = Repository::open(repository.path()).unwrap().operations(limit).unwrap();
+        operations.into_iter().map(|one| (one.number, one.entry)).collect()
+    };
+    let entry = |number: u64| (number, Some(json!({ "did": number })));
+    assert_eq!(found(2), [entry(3), entry(2)]);
+    let path = repository.path().join("op/00000002");
+    fs::write(&path, b"nothing").unwrap();
+    assert_eq!(found(9), [entry(3), (2, None), entry(1)]);
+    assert_eq!(repository.repair(None, &()).unwrap().repaired, ["op/00000002"]);
+    assert_eq!(found(9), [entry(3), (2, None), entry(1)]);
+    assert_eq!(repository.verify(&[], VerifyLevel::Quick, &()).unwrap().damaged, []);
+}
+
+#[test]
 fn they_are_hidden_in_a_sealed_repository_and_go_with_their_snapshot() {
     let folder = tempfile::tempdir().unwrap();
     let key = Encryption::KeyFile(folder.path().join("key"));
@@ -98,6 +120,7 @@ fn they_are_hidden_in_a_sealed_repository_and_go_with_their_snapshot() {
     for id in [kept, gone] {
         say(&repository, id, "a secret");
     }
+    repository.log_operation(&json!("another secret")).unwrap();
     for path in files(repository.path()) {
         let bytes = fs::read(&path).unwrap();
         assert!(!bytes.windows(6).any(|word| word == b"secret"), "{}", path.display());

@@ -58,6 +58,7 @@ fn of_all_kinds() -> (tempfile::TempDir, Repository) {
     repository.undo_remove(second.id).unwrap();
     repository.relabel(first.id, |label| label.message = Some("well".to_owned())).unwrap();
     repository.relabel(first.id, |label| label.pinned = true).unwrap();
+    repository.log_operation(&serde_json::json!({ "did": "this" })).unwrap();
     repository.remove(third.id).unwrap();
     (folder, repository)
 }
@@ -108,7 +109,7 @@ fn every_object_is_put_back_from_a_copy() {
                 // Without these it does not open, and these are advisory.
                 "config" | "keys" | "idx" | "reserve" => {}
                 // What is not there is not missed.
-                "outcome" | "gone" | "ep" | "label" if number == 0 => {}
+                "outcome" | "gone" | "ep" | "label" | "op" if number == 0 => {}
                 _ => {
                     let found = !is_whole(&repository);
                     let report = repair(&repository, Some(&copy));
@@ -121,7 +122,7 @@ fn every_object_is_put_back_from_a_copy() {
                         "{what}: {keys:?}"
                     );
                     assert!(is_whole(&repository), "{what}");
-                    let says_the_same = ["seg", "outcome", "label"].contains(&kind);
+                    let says_the_same = ["seg", "outcome", "label", "op"].contains(&kind);
                     if found && says_the_same {
                         assert!(objects(&repository) == before, "{what}: other bytes");
                     }

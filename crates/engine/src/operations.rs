@@ -1,0 +1,483 @@
+//! The log of operations, and taking them back.
+//!
+//! What changes the snapshots of a repository, or puts a VM back to one, leaves
+//! an entry when it is done: when, who, what was typed, what it did, and what
+//! takes it back. Taking back is an operation itself, so it can be taken back
+//! too; without that, the next `undo` goes one further back. What is done to the
+//! registration of VMs and to clones changes no repository, and is not here.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tintype_repo::{Deleted, Kind, Label, Repository};
+use tintype_types::{SnapshotId, VmId, VmName};
+
+use crate::Engine;
+use crate::error::{Error, Result};
+use crate::lazy::LoadMode;
+use crate::removal::names_of;
+use crate::revert::{RevertParams, Reverted};
+
+/// Entries that are looked through for something to take back.
+const LOOKED_AT: usize = 1_000;
+/// What an undo is called in the log: the next `undo` passes it over.
+const UNDO: &str = "undo";
+/// The most bytes of a command line that are kept.
+const MAX_WORDS: usize = 4 << 10;
+
+/// Who runs this command, and what was typed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Caller {
+    /// The name of this machine.
+    pub host: String,
+    /// The user.
+    pub user: String,
+    /// The command line as it was typed, without the program.
+    pub words: Vec<String>,
+}
+
+/// What takes an operation back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "by", rename_all = "kebab-case")]
+pub(crate) enum Reversal {
+    /// Snapshots that were deleted are put back.
+    Restore { snapshots: Vec<SnapshotId> },
+    /// Snapshots that were made are deleted.
+    Delete { snapshots: Vec<SnapshotId> },
+    /// What was said of a snapshot before is said again.
+    Relabel { snapshot: SnapshotId, before: Label, after: Label },
+    /// A VM is put back to what it was.
+    Revert { vm: VmId, to: SnapshotId },
+}
+
+/// An operation, as it is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Entry {
+    at: Timestamp,
+    host: String,
+    user: String,
+    verb: String,
+    command: Vec<String>,
+    did: String,
+    #[serde(default)]
+    reversal: Option<Reversal>,
+    #[serde(default)]
+    undoes: Option<u64>,
+}
+
+/// An operation, as it is shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Operation {
+    /// Its number; later ones are higher.
+    pub number: u64,
+    /// When it was done, by the clock of who did it.
+    pub at: Timestamp,
+    /// The name of the machine.
+    pub host: String,
+    /// The user.
+    pub user: String,
+    /// The command: `rm`.
+    pub verb: String,
+    /// The command line as it was typed, without the program.
+    pub command: Vec<String>,
+    /// What was done, as a fragment.
+    pub did: String,
+    /// The operation that it took back.
+    pub undoes: Option<u64>,
+    /// The operation that has taken it back.
+    pub undone_by: Option<u64>,
+    /// Whether there is something that takes it back.
+    pub can_be_undone: bool,
+}
+
+/// What was taken back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct UndoReport {
+    /// The command that was taken back: `rm`.
+    pub undone: String,
+    /// Its number in the log of operations; `None` if it is not there.
+    pub operation: Option<u64>,
+    /// What was done to take it back, as a fragment.
+    pub did: String,
+    /// The ids of the snapshots that this is about.
+    pub snapshots: Vec<SnapshotId>,
+    /// The snapshots as `VM@NAME`.
+    pub names: Vec<String>,
+}
+
+/// The operations by their numbers, the newest first, and of those that were
+/// taken back, by which.
+struct History {
+    entries: Vec<(u64, Entry)>,
+    undone: BTreeMap<u64, u64>,
+}
+
+/// Something to take back.
+struct Candidate {
+    number: Option<u64>,
+    verb: String,
+    reversal: Reversal,
+}
+
+/// Something that was done.
+struct Done<'d> {
+    verb: &'d str,
+    did: String,
+    reversal: Option<Reversal>,
+    undoes: Option<u64>,
+}
+
+/// What taking back did.
+struct TakenBack {
+    did: String,
+    ids: Vec<SnapshotId>,
+    names: Vec<String>,
+    reversal: Option<Reversal>,
+}
+
+impl Engine {
+    /// Returns the newest operations, the newest first.
+    pub fn operations(&self, limit: usize) -> Result<Vec<Operation>> {
+        // All are read, since any may have been taken back by a later one.
+        let History { entries, undone } = self.entries(&self.repository()?)?;
+        let shown = entries.into_iter().take(limit).map(|(number, entry)| Operation {
+            number,
+            at: entry.at,
+            host: entry.host,
+            user: entry.user,
+            verb: entry.verb,
+            command: entry.command,
+            did: entry.did,
+            undoes: entry.undoes,
+            undone_by: undone.get(&number).copied(),
+            can_be_undone: entry.reversal.is_some(),
+        });
+        Ok(shown.collect())
+    }
+
+    /// Notes what was done. It is done: that it cannot be noted is told, and is
+    /// no error.
+    pub(crate) fn log_operation(
+        &self,
+        repository: &Repository,
+        verb: &str,
+        did: String,
+        reversal: Option<Reversal>,
+    ) {
+        self.log_entry(repository, Done { verb, did, reversal, undoes: None });
+    }
+
+    fn log_entry(&self, repository: &Repository, done: Done<'_>) {
+        let Done { verb, did, reversal, undoes } = done;
+        let Caller { host, user, words } = self.config.caller.clone();
+        let mut left = MAX_WORDS;
+        let fits = |word: &String| {
+            left = left.saturating_sub(word.len() + 1);
+            left > 0
+        };
+        let command = words.into_iter().take_while(fits).collect();
+        let (at, verb) = (Timestamp::now(), verb.to_owned());
+        let entry = Entry { at, host, user, verb, command, did, reversal, undoes };
+        let value = serde_json::to_value(entry).expect("our own values are plain data");
+        if let Err(error) = repository.log_operation(&value) {
+            self.config.observer.notice(&format!(
+                "it is done, but it could not be written to the log of operations: {error}"
+            ));
+        }
+    }
+
+    /// Reads the log.
+    fn entries(&self, repository: &Repository) -> Result<History> {
+        let logged = repository
+            .operations(LOOKED_AT)
+            .map_err(Error::step("cannot read the log of operations"))?;
+        let count = logged.len();
+        let read = logged.into_iter().filter_map(|logged| {
+            // One that a newer version has written is not ours to take back.
+            Some((logged.number, serde_json::from_value::<Entry>(logged.entry?).ok()?))
+        });
+        let entries: Vec<_> = read.collect();
+        let unreadable = count - entries.len();
+        if unreadable > 0 {
+            self.config.observer.notice(&format!(
+                "{unreadable} entries in the log of operations cannot be read, and are passed over"
+            ));
+        }
+        let mut undone = BTreeMap::new();
+        for (number, entry) in &entries {
+            if let Some(of) = entry.undoes
+                && !undone.contains_key(number)
+            {
+                undone.entry(of).or_insert(*number);
+            }
+        }
+        Ok(History { entries, undone })
+    }
+
+    /// Takes back the last operation that can be taken back, or a certain one.
+    pub fn undo(&self, number: Option<u64>) -> Result<UndoReport> {
+        let repository = self.repository()?;
+        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
+        let candidate = match number {
+            Some(number) => self.certain(&repository, number)?,
+            None => self.last(&repository, &deleted)?,
+        };
+        let Candidate { number, verb, reversal } = candidate;
+        let back = self.take_back_operation(&repository, &deleted, reversal).map_err(|error| {
+            match number {
+                Some(number) => error.hint_unless_known(format!(
+                    "`tintype op log` shows what else was done; `tintype undo --operation N` takes back another than {number}"
+                )),
+                None => error,
+            }
+        })?;
+        let did = back.did.clone();
+        let done = Done { verb: UNDO, did, reversal: back.reversal, undoes: number };
+        self.log_entry(&repository, done);
+        Ok(UndoReport {
+            undone: verb,
+            operation: number,
+            did: back.did,
+            snapshots: back.ids,
+            names: back.names,
+        })
+    }
+
+    fn certain(&self, repository: &Repository, number: u64) -> Result<Candidate> {
+        let History { entries, undone } = self.entries(repository)?;
+        let invalid = |what: String| {
+            Error::invalid(what)
+                .state("nothing was changed")
+                .hint("`tintype op log` shows what was done")
+        };
+        let found = entries.into_iter().find(|(of, _)| *of == number);
+        let (_, entry) = found.ok_or_else(|| invalid(format!("there is no operation {number}")))?;
+        if let Some(by) = undone.get(&number) {
+            return Err(invalid(format!("operation {number} was taken back by {by} already")));
+        }
+        let reversal = entry
+            .reversal
+            .ok_or_else(|| invalid(format!("nothing takes back operation {number}")))?;
+        Ok(Candidate { number: Some(number), verb: entry.verb, reversal })
+    }
+
+    /// Finds the newest act that was not taken back: an operation of the log, or a
+    /// deletion that is in no log, since its command was killed.
+    fn last(&self, repository: &Repository, deleted: &[Deleted]) -> Result<Candidate> {
+        let History { entries, undone } = self.entries(repository)?;
+        let open: HashSet<SnapshotId> = deleted.iter().map(|deleted| deleted.id).collect();
+        let all = self.all_snapshots(repository)?;
+        let there: HashSet<SnapshotId> = all.iter().map(|snapshot| snapshot.record.id).collect();
+        // What is collected nobody can bring back, nor delete, nor rename.
+        let is_possible = |reversal: &Reversal| match reversal {
+            Reversal::Restore { snapshots } => snapshots.iter().any(|id| open.contains(id)),
+            Reversal::Delete { snapshots } => snapshots.iter().any(|id| there.contains(id)),
+            Reversal::Relabel { snapshot, .. } => there.contains(snapshot),
+            Reversal::Revert { to, .. } => there.contains(to),
+        };
+        let mut logged = HashSet::new();
+        let mut found = None;
+        for (number, entry) in entries {
+            let Some(reversal) = entry.reversal.filter(|_| !undone.contains_key(&number)) else {
+                continue;
+            };
+            if let Reversal::Restore { snapshots } = &reversal {
+                logged.extend(snapshots.iter().copied());
+            }
+            if found.is_none() && entry.verb != UNDO && is_possible(&reversal) {
+                let number = Some(number);
+                found = Some((entry.at, Candidate { number, verb: entry.verb, reversal }));
+            }
+        }
+        let unlogged = deleted.iter().find(|deleted| !logged.contains(&deleted.id));
+        let at = unlogged.and_then(|deleted| deleted.at);
+        if let Some(first) = unlogged
+            && found.as_ref().is_none_or(|(found, _)| at.is_some_and(|at| at > *found))
+        {
+            let act = deleted.iter().filter(|d| d.at == first.at && !logged.contains(&d.id));
+            let reversal = Reversal::Restore { snapshots: act.map(|deleted| deleted.id).collect() };
+            return Ok(Candidate { number: None, verb: "rm".to_owned(), reversal });
+        }
+        found.map(|(_, candidate)| candidate).ok_or_else(|| {
+            Error::invalid("there is nothing to undo")
+                .state("nothing was changed")
+                .hint("a deletion can be undone until `tintype gc` has freed its space; `tintype op log` shows what was done")
+        })
+    }
+
+    fn take_back_operation(
+        &self,
+        repository: &Repository,
+        deleted: &[Deleted],
+        reversal: Reversal,
+    ) -> Result<TakenBack> {
+        match reversal {
+            Reversal::Restore { snapshots } => self.put_back(repository, deleted, &snapshots),
+            Reversal::Delete { snapshots } => self.delete_again(repository, &snapshots),
+            Reversal::Relabel { snapshot, before, after } => {
+                self.say_again(repository, snapshot, &before, &after)
+            }
+            Reversal::Revert { vm, to } => self.revert_again(vm, to),
+        }
+    }
+
+    /// Puts back those of some snapshots that are deleted and not collected.
+    fn put_back(
+        &self,
+        repository: &Repository,
+        deleted: &[Deleted],
+        ids: &[SnapshotId],
+    ) -> Result<TakenBack> {
+        let (mut back, mut lost) = (Vec::new(), 0);
+        let was_deleted: BTreeSet<_> = deleted.iter().map(|deleted| deleted.id).collect();
+        for id in ids {
+            match repository.undo_remove(*id) {
+                Ok(_) => back.push(*id),
+                // It is there again, and damaged.
+                Err(error) if error.kind() == Kind::Damaged => back.push(*id),
+                Err(error) if error.kind() == Kind::NotFound => lost += 1,
+                Err(error) => {
+                    return Err(Error::failed("cannot undo the deletion")
+                        .because(error)
+                        .state("some snapshots may be there again already"));
+                }
+            }
+        }
+        // What was there all the time is not put back.
+        back.retain(|id| was_deleted.contains(id));
+        if back.is_empty() {
+            return Err(Error::invalid("the deletion cannot be taken back any more")
+                .state("what it deleted was collected, or is there again"));
+        }
+        if lost > 0 {
+            let gone = format!("{lost} of the deleted snapshots were collected, and stay deleted");
+            self.config.observer.notice(&gone);
+        }
+        let names = names_of(&self.all_snapshots(repository)?, &back);
+        let did = format!("put back {}", listed(&names));
+        let reversal = Some(Reversal::Delete { snapshots: back.clone() });
+        Ok(TakenBack { did, ids: back, names, reversal })
+    }
+
+    fn delete_again(&self, repository: &Repository, ids: &[SnapshotId]) -> Result<TakenBack> {
+        let all = self.all_snapshots(repository)?;
+        let there = all.iter().filter(|snapshot| ids.contains(&snapshot.record.id));
+        let there: Vec<SnapshotId> = there.map(|snapshot| snapshot.record.id).collect();
+        if there.is_empty() {
+            return Err(
+                Error::invalid("the snapshot is not there any more").state("nothing was changed")
+            );
+        }
+        let names = names_of(&all, &there);
+        self.delete_all(repository, &all, &there)?;
+        let did = format!("deleted {}", listed(&names));
+        let reversal = Some(Reversal::Restore { snapshots: there.clone() });
+        Ok(TakenBack { did, ids: there, names, reversal })
+    }
+
+    /// Takes back what a change has changed, and nothing that was changed since.
+    fn say_again(
+        &self,
+        repository: &Repository,
+        id: SnapshotId,
+        before: &Label,
+        after: &Label,
+    ) -> Result<TakenBack> {
+        let cannot = |why: &str| Error::invalid(why).state("nothing was changed");
+        let now = repository.labels_of(id).map_err(Error::step("cannot read what was said"))?;
+        let now = now.of.get(&id).cloned().unwrap_or_default();
+        if !restored(&now, before, after).1 {
+            return Err(cannot("what was changed was changed again since"));
+        }
+        let changed = repository.relabel(id, |label| *label = restored(label, before, after).0);
+        let (old, new) = changed.map_err(|error| match error.kind() {
+            Kind::NotFound => cannot("the snapshot is not there any more"),
+            _ => Error::failed("cannot change the snapshot").because(error),
+        })?;
+        let names = names_of(&self.all_snapshots(repository)?, &[id]);
+        let did = format!("changed back {}", listed(&names));
+        let reversal = Some(Reversal::Relabel { snapshot: id, before: old, after: new });
+        Ok(TakenBack { did, ids: vec![id], names, reversal })
+    }
+
+    fn revert_again(&self, vm: VmId, to: SnapshotId) -> Result<TakenBack> {
+        let mut names = self.home.vm_names()?.into_iter();
+        let is_it = |name: &VmName| self.vm_state(name).is_ok_and(|state| state.id == vm);
+        let Some(name) = names.find(is_it) else {
+            return Err(Error::invalid("the VM that was reverted is not registered here")
+                .state("nothing was changed")
+                .hint("undo it on the machine where it was reverted"));
+        };
+        let params =
+            RevertParams { snapshot: to.to_string(), safety: true, load: LoadMode::default() };
+        let Reverted { report, reversal, .. } = self.put_back_vm(&name, &params)?;
+        let did = format!("put {name} back to what it was before, {name}@{}", report.name);
+        let names = vec![format!("{name}@{}", report.name)];
+        Ok(TakenBack { did, ids: vec![report.snapshot], names, reversal })
+    }
+}
+
+/// Returns a label with what a change has changed as it was before, and whether
+/// none of that was changed since.
+fn restored(now: &Label, before: &Label, after: &Label) -> (Label, bool) {
+    let mut label = now.clone();
+    let mut is_untouched = true;
+    if before.name != after.name {
+        is_untouched &= now.name == after.name;
+        label.name.clone_from(&before.name);
+    }
+    if before.message != after.message {
+        is_untouched &= now.message == after.message;
+        label.message.clone_from(&before.message);
+    }
+    if before.tags != after.tags {
+        is_untouched &= now.tags == after.tags;
+        label.tags.clone_from(&before.tags);
+    }
+    if before.pinned != after.pinned {
+        is_untouched &= now.pinned == after.pinned;
+        label.pinned = before.pinned;
+    }
+    (label, is_untouched)
+}
+
+/// Lists the first few names.
+pub(crate) fn listed(names: &[String]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = names.iter().take(SHOWN).cloned().collect::<Vec<_>>().join(", ");
+    if names.len() > SHOWN {
+        text = format!("{text} and {} more", names.len() - SHOWN);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_was_changed_is_changed_back() {
+        let label = |message: Option<&str>, pinned| Label {
+            message: message.map(str::to_owned),
+            pinned,
+            ..Label::default()
+        };
+        let check = |now: &Label, before: &Label, after: &Label, expected: (Label, bool)| {
+            assert_eq!(restored(now, before, after), expected, "{now:?}");
+        };
+        let (none, said) = (label(None, false), label(Some("a"), false));
+        check(&said, &none, &said, (none.clone(), true));
+        // Pinned since: stays so.
+        check(&label(Some("a"), true), &none, &said, (label(None, true), true));
+        // Said again since: not ours to take back.
+        check(&label(Some("b"), false), &none, &said, (none.clone(), false));
+    }
+
+    #[test]
+    fn long_lists_are_short() {
+        let names: Vec<String> = (0..6).map(|n| format!("web@s{n}")).collect();
+        assert_eq!(listed(&names), "web@s0, web@s1, web@s2, web@s3 and 2 more");
+        assert_eq!(listed(&names[..2]), "web@s0, web@s1");
+    }
+}
