@@ -40,7 +40,7 @@ impl Listed {
     fn read(vault: &Vault) -> Result<Self, Error> {
         let deletions = Deletions::read(vault)?;
         let history = History::read(vault, Reading::Known, |id| deletions.has(id))?;
-        let mut now = HashMap::new();
+        let (mut now, mut moved) = (HashMap::new(), Vec::new());
         for id in history.snapshots() {
             let record = match history.current(id) {
                 Ok(Some(record)) => record,
@@ -49,10 +49,13 @@ impl Listed {
             };
             for old in history.superseded(id) {
                 let images = old.images.into_iter().zip(&record.images);
-                now.extend(images.map(|(old, new)| (old.root, new.root.clone())));
+                moved.extend(images.map(|(old, new)| (old.root, new.root.clone())));
             }
             now.extend(record.images.into_iter().map(|i| (i.root.clone(), i.root)));
         }
+        // One snapshot may still be where another one with the same image was: what
+        // begins now had better not keep the old place too.
+        now.extend(moved);
         let present = (!history.damaged.is_empty()).then(|| mark::present(vault)).transpose()?;
         Ok(Self { now, present })
     }
