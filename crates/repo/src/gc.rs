@@ -66,7 +66,7 @@ pub(crate) fn collect(
             (epoch, Stage::Condemned | Stage::Final) => (epoch, false),
             (epoch, Stage::Done) => match begin(vault, epoch::after(epoch)?)? {
                 Some(begun) => begun,
-                None => return Ok(total),
+                None => break,
             },
         };
         let GcReport { segments, freed_bytes, waiting_for, .. } = finish(vault, epoch, supervisor)?;
@@ -74,9 +74,11 @@ pub(crate) fn collect(
         total.freed_bytes.0 += freed_bytes.0;
         total.waiting_for = waiting_for;
         if is_own || waiting_for > 0 {
-            return Ok(total);
+            break;
         }
     }
+    forget_strays(vault)?;
+    Ok(total)
 }
 
 /// Begins an epoch, unless there is nothing to do; returns it, and whether no
@@ -217,13 +219,10 @@ fn end_needless_moves(vault: &Vault) -> Result<(), Error> {
 fn forget_collected(vault: &Vault) -> Result<(), Error> {
     let deletions = Deletions::read(vault)?;
     let mut at_work = mark::read_by_others(vault)?;
-    // In this order: a snapshot has its record before it has a label.
     let labels = label::numbers(&vault.store.list(label::PREFIX)?);
     let outcomes = listing::outcomes(vault)?;
     let recorded: HashSet<_> = outcomes.into_iter().map(|(session, _)| session).collect();
-    label::forget(vault, &labels, |id| {
-        !recorded.contains(&id) || deletions.has_collected(id) && !at_work.contains(&id)
-    })?;
+    label::forget(vault, &labels, |id| deletions.has_collected(id) && !at_work.contains(&id))?;
     at_work.extend(slot::list(vault)?.into_iter().map(|registered| registered.session));
     let forgettable: Vec<_> =
         deletions.collected().filter(|session| !at_work.contains(session)).collect();
@@ -240,6 +239,20 @@ fn forget_collected(vault: &Vault) -> Result<(), Error> {
         gone::forget(vault, session)?;
     }
     Ok(())
+}
+
+/// Removes labels of what is no snapshot: puts that took effect after theirs was forgotten.
+fn forget_strays(vault: &Vault) -> Result<(), Error> {
+    // In this order: a session has registered before a label is put for it, and leaves
+    // after its outcome was.
+    let labels = label::numbers(&vault.store.list(label::PREFIX)?);
+    if labels.is_empty() {
+        return Ok(());
+    }
+    let at_work: HashSet<_> = slot::list(vault)?.into_iter().map(|slot| slot.session).collect();
+    let outcomes = listing::outcomes(vault)?;
+    let recorded: HashSet<_> = outcomes.into_iter().map(|(session, _)| session).collect();
+    label::forget(vault, &labels, |id| !recorded.contains(&id) && !at_work.contains(&id))
 }
 
 fn report(vault: &Vault, segments: &Segments) -> Result<GcReport, Error> {
