@@ -11,8 +11,8 @@ const LEAST_S: i64 = DAY_S;
 const DAY_S: i64 = 24 * 60 * 60;
 /// So few takes tell nothing; the first one only begins the period.
 const LEAST_TAKES: usize = 3;
-/// Of more takes, every pair would be too many.
-const MOST_TAKES: usize = 200;
+/// Of fewer takes none is called unusually large.
+const LEAST_TO_CUT: usize = 5;
 
 /// What a take has stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,33 +44,32 @@ impl Growth {
     }
 }
 
-/// Estimates growth from takes, oldest first: the median of the rates between any two of
-/// the last 30 days, so that one large take does not decide (Theil and Sen). `None` if
-/// there are too few, or of less than a day. A take whose clock was slow is left out.
+/// Estimates growth from takes of the last 30 days, oldest first: what they have stored
+/// over their time, where the largest tenth counts as the largest of the others, so that
+/// one large take does not decide. `None` if there are too few, or of less than a day. A
+/// take whose clock was slow counts as of the time of the one before.
 pub(crate) fn growth(takes: &[Stored]) -> Option<Growth> {
     let newest = takes.iter().map(|take| take.at.as_second()).max()?;
     let mut points: Vec<(i64, u64)> = Vec::new();
-    let mut sum = 0_u64;
     for take in takes.iter().filter(|take| take.at.as_second() >= newest - LOOK_BACK_S) {
-        sum = sum.saturating_add(take.bytes.get());
         match points.last_mut() {
-            Some(last) if take.at.as_second() <= last.0 => last.1 = sum,
-            _ => points.push((take.at.as_second(), sum)),
+            Some(last) if take.at.as_second() <= last.0 => {
+                last.1 = last.1.saturating_add(take.bytes.get());
+            }
+            _ => points.push((take.at.as_second(), take.bytes.get())),
         }
     }
-    let points = &points[points.len().saturating_sub(MOST_TAKES)..];
     let period = points.last()?.0 - points.first()?.0;
     if points.len() < LEAST_TAKES || period < LEAST_S {
         return None;
     }
-    let mut rates = Vec::new();
-    for (index, (from, before)) in points.iter().enumerate() {
-        let later = points[index + 1..].iter();
-        rates.extend(later.map(|(to, after)| number(after - before) / days(to - from)));
-    }
-    rates.sort_by(f64::total_cmp);
+    let mut amounts: Vec<u64> = points[1..].iter().map(|(_, bytes)| *bytes).collect();
+    amounts.sort_unstable();
+    let large = if amounts.len() < LEAST_TO_CUT { 0 } else { amounts.len().div_ceil(10) };
+    let largest = amounts[amounts.len() - 1 - large];
+    let stored: f64 = amounts.iter().map(|bytes| number((*bytes).min(largest))).sum();
     Some(Growth {
-        bytes_per_day: rates[rates.len() / 2],
+        bytes_per_day: stored / days(period),
         period_days: days(period),
         takes: points.len(),
     })
@@ -137,20 +136,14 @@ mod tests {
     #[test]
     fn one_large_take_does_not_decide() {
         let mut takes: Vec<(f64, u64)> = (0..20).map(|day| (f64::from(day), 1)).collect();
-        takes[10].1 = 500;
-        let found = growth_of(&takes);
-        assert!((1.0..30.0).contains(&found), "{found}");
-        takes[10].1 = 1;
         check(&takes, Some((1.0, 19.0)));
-    }
-
-    fn growth_of(takes: &[(f64, u64)]) -> f64 {
-        let stored = takes.iter().map(|(day, gib)| Stored {
-            at: Timestamp::UNIX_EPOCH
-                + jiff::SignedDuration::try_from_secs_f64(day * 86400.0).unwrap(),
-            bytes: ByteCount(gib * GIB),
-        });
-        growth(&stored.collect::<Vec<_>>()).unwrap().bytes_per_day / number(GIB)
+        for large in 1..20 {
+            takes[large].1 = 500;
+            check(&takes, Some((1.0, 19.0)));
+            takes[large].1 = 1;
+        }
+        // Of a few takes, each counts.
+        check(&[(0.0, 90), (1.0, 1), (2.0, 500), (3.0, 1)], Some((502.0 / 3.0, 3.0)));
     }
 
     #[test]
