@@ -107,11 +107,27 @@ impl Lazy {
         std::iter::once(pid).chain(stands_by).filter_map(Pid::from_raw).collect()
     }
 
-    /// Kills them at once.
-    fn kill(&self, servers: &[Pid]) {
+    /// Sends them a signal at once; one that has ended needs none.
+    fn signal(&self, servers: &[Pid], signal: Signal) {
         for server in servers.iter().rev() {
-            let _ = kill_process(*server, Signal::KILL);
+            let _ = kill_process(*server, signal);
         }
+    }
+
+    /// Reverts, and holds who loads the memory before all of it is there. To hold them
+    /// before the guest runs could hold QEMU too: it may need a page to let the guest run.
+    fn revert_and_hold(&mut self) -> Vec<Pid> {
+        for _ in 0..20 {
+            self.revert(None, &["--no-safety"]);
+            let servers = self.servers();
+            self.signal(&servers, Signal::STOP);
+            if self.show()["loading"]["done"] != self.show()["loading"]["total"] {
+                return servers;
+            }
+            self.signal(&servers, Signal::CONT);
+            self.wait_loaded();
+        }
+        panic!("all memory is always there before somebody can be held");
     }
 
     /// Waits until nobody loads the memory any more.
@@ -199,7 +215,8 @@ fn whoever_loads_is_killed_at_moments_of_chance() {
             sleep(moment);
             let servers = lazy.servers();
             let all = kill % 2 == 0;
-            lazy.kill(if all { &servers } else { &servers[..servers.len().min(1)] });
+            let chosen = if all { &servers } else { &servers[..servers.len().min(1)] };
+            lazy.signal(chosen, Signal::KILL);
             let was_loading = lazy.home("vms/web/loading.json").exists();
             in_time += u64::from(was_loading);
             eprintln!(
@@ -283,8 +300,7 @@ fn what_needs_all_memory_waits_or_is_refused() {
         return;
     }
     let mut lazy = Lazy::start(&Qemu::system().unwrap());
-    let held = lazy.home("held");
-    lazy.revert(Some(&format!("load-begun:{}", held.display())), &["--no-safety"]);
+    let servers = lazy.revert_and_hold();
     let shown = lazy.show();
     assert!(shown["loading"]["total"].as_u64().unwrap() >= 224 << 20, "{shown}");
     let check = |arguments: &[&str], words: &str| {
@@ -301,7 +317,7 @@ fn what_needs_all_memory_waits_or_is_refused() {
     assert!(take.try_wait().unwrap().is_none(), "it waits");
     kill_process(Pid::from_child(&take), Signal::INT).unwrap();
     assert_eq!(take.wait().unwrap().code(), Some(130));
-    fs::remove_file(held).unwrap();
+    lazy.signal(&servers, Signal::CONT);
     lazy.must_be_whole();
 }
 
