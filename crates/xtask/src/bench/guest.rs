@@ -1,11 +1,11 @@
 //! A guest under measurement, and the release build of `tintype` that takes it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tintype_testkit::{Disk, Format, Guest, GuestKind, Qmp, workspace_folder};
+use tintype_testkit::{Disk, Format, Guest, GuestBuilder, GuestKind, Qmp, workspace_folder};
 
 use crate::failure::Failure;
 use crate::process::{capture, describe, run};
@@ -28,8 +28,20 @@ impl Subject {
     /// Does so with more arguments for QEMU.
     pub(super) fn boot_with(memory_mib: u32, more: &[&str]) -> Result<Self, Failure> {
         let disks = [Disk::system(Format::Qcow2)];
-        let guest = Guest::of(GuestKind::Tiny).memory_mib(memory_mib).cpus(1).disks(disks);
-        let guest = guest.extra(more.iter().copied()).boot()?;
+        Self::register(Guest::of(GuestKind::Tiny).memory_mib(memory_mib).disks(disks), more)
+    }
+
+    /// Boots a guest with these disks and registers it.
+    pub(super) fn of(
+        kind: GuestKind,
+        memory_mib: u32,
+        disks: impl IntoIterator<Item = Disk>,
+    ) -> Result<Self, Failure> {
+        Self::register(Guest::of(kind).memory_mib(memory_mib).disks(disks), &[])
+    }
+
+    fn register(guest: GuestBuilder, more: &[&str]) -> Result<Self, Failure> {
+        let guest = guest.cpus(1).extra(more.iter().copied()).boot()?;
         let subject = Self { guest, tintype: release_build()? };
         let socket = subject.guest.qmp_path().display().to_string();
         subject.json(&["vm", "add", "bench", "--qmp", &socket])?;
@@ -57,6 +69,40 @@ impl Subject {
     /// Takes a snapshot and returns what `tintype` says of it.
     pub(super) fn take(&self, more: &[&str]) -> Result<Value, Failure> {
         self.json(&[&["take", "bench"], more].concat())
+    }
+
+    /// Puts the guest back to a snapshot, without keeping what it was.
+    pub(super) fn revert(&mut self, snapshot: &str) -> Result<Value, Failure> {
+        self.guest.serial().disconnect();
+        let report = self.json(&["revert", "bench", snapshot, "--no-safety"])?;
+        self.guest.serial().wait_answer(WITHIN)?;
+        Ok(report)
+    }
+
+    /// Runs a command of `tintype` for people.
+    pub(super) fn tintype(&self, arguments: &[&str]) -> Result<String, Failure> {
+        let mut command = Command::new(&self.tintype);
+        capture(command.env("TINTYPE_HOME", self.home()).args(arguments))
+    }
+
+    /// Returns its folder, with tintype's home in it.
+    pub(super) fn folder(&self) -> &Path {
+        self.guest.files().folder()
+    }
+
+    /// Returns the images of its disks.
+    pub(super) fn disks(&self) -> &[PathBuf] {
+        self.guest.files().disks()
+    }
+
+    /// Connects to its monitor.
+    pub(super) fn qmp(&self) -> Result<Qmp, Failure> {
+        Ok(self.guest.qmp()?)
+    }
+
+    /// Ends it; its files stay.
+    pub(super) fn end(&mut self) {
+        self.guest.kill();
     }
 
     /// Lets QEMU save the guest into its disk image, and returns how long the guest

@@ -1,14 +1,17 @@
 //! Measures, side by side with what the machine and its peers do in the same run.
 //! It prints medians and ratios, and never judges: machines are noisy.
 
+mod chain;
 mod guest;
 mod pause;
+mod peers;
 mod repo;
 mod restore;
+mod space;
 
 use crate::failure::Failure;
 
-pub(crate) const ABOUT: &str = "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository, `bench restore [MIB]…` guests that are put back";
+pub(crate) const ABOUT: &str = "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository, `bench restore [MIB]…` guests that are put back, `bench chain [N]…` a life with N snapshots, `bench space [N]` what N of them take";
 
 /// Runs a benchmark.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
@@ -16,7 +19,11 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
         Some((name, rest)) if name == "pause" => pause::run(rest),
         Some((name, rest)) if name == "repo" => repo::run_all(rest),
         Some((name, rest)) if name == "restore" => restore::run(rest),
-        _ => Err(Failure::Other("say which benchmark: pause, repo or restore".to_owned())),
+        Some((name, rest)) if name == "chain" => chain::run(rest),
+        Some((name, rest)) if name == "space" => space::run(rest),
+        _ => Err(Failure::Other(
+            "say which benchmark: pause, repo, restore, chain or space".to_owned(),
+        )),
     }
 }
 

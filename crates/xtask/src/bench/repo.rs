@@ -5,14 +5,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
 use tintype_testkit::workspace_folder;
 
 use super::median;
+use super::peers::{Peer, Tool};
 use crate::failure::Failure;
-use crate::process::{capture, run};
+use crate::process::capture;
 use crate::setup::Consent;
 use crate::{guests, setup};
 
@@ -44,8 +45,9 @@ pub(super) fn run_all(arguments: &[String]) -> Result<(), Failure> {
     show(&figures);
     if !quick {
         setup::ensure_peers()?;
-        let peers = [restic(&states, work.path())?, borg(&states, work.path())?];
-        compare(&figures, &peers);
+        let peers = [Tool::Restic, Tool::Borg].map(|tool| measure(tool, &states, work.path()));
+        let [restic, borg] = peers;
+        compare(&figures, &[restic?, borg?]);
     }
     Ok(())
 }
@@ -93,19 +95,19 @@ fn show(figures: &Figures) {
 }
 
 /// What a peer needed for both states, one after the other.
-struct Peer {
+struct Measured {
     name: &'static str,
     seconds: [f64; 2],
     kept: f64,
 }
 
-fn compare(figures: &Figures, peers: &[Peer]) {
+fn compare(figures: &Figures, peers: &[Measured]) {
     let own = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.seconds));
     let kept = figures.get("kept: both").map_or(f64::NAN, |figure| median(&figure.values));
     println!("{:<34} {:>9} {:>9} {:>12}", "", "full s", "next s", "kept");
     let [full, next] = [own("full write"), own("next snapshot")];
     println!("{:<34} {full:>9.2} {next:>9.2} {kept:>12.0}", "tintype");
-    for Peer { name, seconds: [peer_full, peer_next], kept: peer_kept } in peers {
+    for Measured { name, seconds: [peer_full, peer_next], kept: peer_kept } in peers {
         println!("{name:<34} {peer_full:>9.2} {peer_next:>9.2} {peer_kept:>12.0}");
         println!(
             "  tintype is {:.1} and {:.1} times as fast, and keeps {:.2} of the bytes",
@@ -116,50 +118,13 @@ fn compare(figures: &Figures, peers: &[Peer]) {
     }
 }
 
-fn restic(states: &Path, work: &Path) -> Result<Peer, Failure> {
-    let folder = work.join("restic");
-    let command = || {
-        let mut command = Command::new("restic");
-        command.current_dir(states).env("RESTIC_PASSWORD", "bench");
-        command.env("RESTIC_CACHE_DIR", work.join("restic-cache")).arg("--repo").arg(&folder);
-        command
-    };
-    run(command().arg("init"))?;
-    let backup = |moment| timed(command().arg("backup").args(files(moment)));
-    let seconds = [backup(1)?, backup(2)?];
-    Ok(Peer { name: "restic", seconds, kept: bytes_of(&folder)? })
-}
-
-fn borg(states: &Path, work: &Path) -> Result<Peer, Failure> {
-    let folder = work.join("borg");
-    let command = |subcommand: &str| {
-        let mut command = Command::new("borg");
-        command.current_dir(states).env("BORG_PASSPHRASE", "bench");
-        command.env("BORG_BASE_DIR", work.join("borg-base")).arg(subcommand);
-        command
-    };
-    run(command("init").args(["--encryption", "repokey"]).arg(&folder))?;
-    let create = |moment: u32| {
-        let archive = format!("{}::{moment}", folder.display());
-        timed(command("create").args(["--compression", "zstd,1", &archive]).args(files(moment)))
-    };
-    let seconds = [create(1)?, create(2)?];
-    Ok(Peer { name: "borg, zstd 1", seconds, kept: bytes_of(&folder)? })
+/// Lets a peer back up both states.
+fn measure(tool: Tool, states: &Path, work: &Path) -> Result<Measured, Failure> {
+    let peer = Peer::init(tool, work)?;
+    let seconds = [peer.back_up("1", states, &files(1))?, peer.back_up("2", states, &files(2))?];
+    Ok(Measured { name: peer.name(), seconds, kept: peer.kept()? })
 }
 
 fn files(moment: u32) -> [String; 2] {
     IMAGES.map(|image| format!("{image}-{moment}"))
-}
-
-fn timed(command: &mut Command) -> Result<f64, Failure> {
-    let start = Instant::now();
-    run(command)?;
-    Ok(start.elapsed().as_secs_f64())
-}
-
-/// Returns the bytes of all files below a folder.
-fn bytes_of(folder: &Path) -> Result<f64, Failure> {
-    let text = capture(Command::new("du").args(["--bytes", "--summarize"]).arg(folder))?;
-    let bytes = text.split_whitespace().next().and_then(|word| word.parse().ok());
-    bytes.ok_or_else(|| Failure::Other(format!("`du` does not know {}", folder.display())))
 }

@@ -1,0 +1,98 @@
+//! What a long life costs: one guest with more and more snapshots, kept by tintype, by
+//! qcow2 overlays and by qcow2's internal snapshots; the same steps for each, one after
+//! the other.
+
+mod io;
+mod own;
+mod qcow2;
+
+use std::time::Instant;
+
+use super::median;
+use crate::failure::Failure;
+
+/// Numbers of snapshots, unless others are given.
+const COUNTS: [usize; 4] = [0, 10, 100, 1000];
+/// How often what is quick is measured.
+const ROUNDS: usize = 3;
+/// The disk that is written: its size, and how much of it has something on it at first.
+const DISK_MIB: u32 = 256;
+const FILLED_MIB: u32 = 64;
+
+/// What was measured at one number of snapshots: milliseconds, and megabytes a second.
+/// `None` where a way has nothing like it.
+#[derive(Debug, Clone, Copy)]
+struct Figures {
+    snapshots: usize,
+    /// The guest's disk, written and read in blocks of 4 KiB past its cache.
+    write: f64,
+    read: f64,
+    take: f64,
+    /// Deletes one in the middle.
+    delete: Option<f64>,
+    /// Goes back to the first.
+    revert: Option<f64>,
+    /// Lists all.
+    log: f64,
+    /// Says what each takes.
+    du: Option<f64>,
+}
+
+/// Measures.
+pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
+    let counts = arguments
+        .iter()
+        .map(|count| count.parse().map_err(|_| Failure::Other(format!("`{count}` is no number"))))
+        .collect::<Result<Vec<usize>, Failure>>()?;
+    let counts = if counts.is_empty() { COUNTS.to_vec() } else { counts };
+    println!(
+        "medians of {ROUNDS}; emulated guest; ms, and MB/s of blocks of 4 KiB past the guest's cache"
+    );
+    show("tintype", &own::measure(&counts)?);
+    show("qcow2 overlays, by qemu-img", &qcow2::overlays(&counts)?);
+    show("qcow2 internal snapshots, by qemu-img", &qcow2::internal(&counts)?);
+    Ok(())
+}
+
+fn show(what: &str, all: &[Figures]) {
+    println!("\n{what}");
+    println!(
+        "{:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "snapshots", "write", "read", "take", "delete", "revert", "log", "du"
+    );
+    let or_none = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
+    for figures in all {
+        println!(
+            "{:>9} {:>9.2} {:>9.2} {:>9.1} {:>9} {:>9} {:>9.1} {:>9}",
+            figures.snapshots,
+            figures.write,
+            figures.read,
+            figures.take,
+            or_none(figures.delete),
+            or_none(figures.revert),
+            figures.log,
+            or_none(figures.du)
+        );
+    }
+    if let (Some(first), Some(last)) = (all.first(), all.last()) {
+        println!(
+            "with {} beside {}: write {:.2}, read {:.2} of the speed, take {:.2} times as long",
+            last.snapshots,
+            first.snapshots,
+            last.write / first.write,
+            last.read / first.read,
+            last.take / first.take
+        );
+    }
+}
+
+/// Returns the median time of some rounds, in milliseconds; each is told its number.
+fn rounds(mut work: impl FnMut(usize) -> Result<(), Failure>) -> Result<f64, Failure> {
+    let mut times = Vec::new();
+    for round in 0..ROUNDS {
+        let start = Instant::now();
+        work(round)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+    }
+    Ok(median(&times))
+}
