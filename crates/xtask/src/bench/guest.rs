@@ -190,7 +190,7 @@ fn stood_still(qmp: &Qmp) -> Result<f64, Failure> {
 }
 
 /// Builds `tintype` as users have it.
-fn release_build() -> Result<PathBuf, Failure> {
+pub(super) fn release_build() -> Result<PathBuf, Failure> {
     let mut cargo = Command::new(env!("CARGO"));
     run(cargo.current_dir(workspace_folder()).args([
         "build",

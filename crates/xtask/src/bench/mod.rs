@@ -3,6 +3,7 @@
 
 mod chain;
 mod guest;
+mod incremental;
 mod pause;
 mod peers;
 mod repo;
@@ -11,7 +12,7 @@ mod space;
 
 use crate::failure::Failure;
 
-pub(crate) const ABOUT: &str = "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository, `bench restore [MIB]…` guests that are put back, `bench chain [N]…` a life with N snapshots, `bench space [N]` what N of them take";
+pub(crate) const ABOUT: &str = "measures: `bench pause [MIB]…` the pauses of takes, `bench repo [--quick]` the repository, `bench restore [MIB]…` guests that are put back, `bench incremental [GIB]` takes of what changed, `bench chain [N]…` a life with N snapshots, `bench space [N]` what N of them take";
 
 /// Runs a benchmark.
 pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
@@ -21,8 +22,9 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
         Some((name, rest)) if name == "restore" => restore::run(rest),
         Some((name, rest)) if name == "chain" => chain::run(rest),
         Some((name, rest)) if name == "space" => space::run(rest),
+        Some((name, rest)) if name == "incremental" => incremental::run(rest),
         _ => Err(Failure::Other(
-            "say which benchmark: pause, repo, restore, chain or space".to_owned(),
+            "say which benchmark: pause, repo, restore, incremental, chain or space".to_owned(),
         )),
     }
 }
