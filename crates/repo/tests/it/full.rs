@@ -33,18 +33,23 @@ fn fill(repository: &Repository) -> Kind {
     error.kind()
 }
 
-#[test]
-fn a_full_disk_fails_the_snapshot_and_nothing_else() {
+/// Mounts a small file system; `None`, with a word, where that cannot be done.
+fn small_file_system(size: &str) -> Option<tempfile::TempDir> {
     let folder = tempfile::tempdir().unwrap();
     let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=48m", "tmpfs"])
+        .args(["-t", "tmpfs", "-o", size, "tmpfs"])
         .arg(folder.path())
         .output()
         .is_ok_and(|output| output.status.success());
     if !mounted {
         eprintln!("not run: a tmpfs cannot be mounted here");
-        return;
     }
+    mounted.then_some(folder)
+}
+
+#[test]
+fn a_full_disk_fails_the_snapshot_and_nothing_else() {
+    let Some(folder) = small_file_system("size=48m") else { return };
     let path = folder.path().join("repo");
     let repository = Repository::init(&path, InitParams::default()).unwrap();
     let first = content(1, 100 * BLOCK);
@@ -72,16 +77,7 @@ fn a_full_disk_fails_the_snapshot_and_nothing_else() {
 
 #[test]
 fn what_has_no_room_to_move_stays() {
-    let folder = tempfile::tempdir().unwrap();
-    let mounted = Command::new("mount")
-        .args(["-t", "tmpfs", "-o", "size=64m", "tmpfs"])
-        .arg(folder.path())
-        .output()
-        .is_ok_and(|output| output.status.success());
-    if !mounted {
-        eprintln!("not run: a tmpfs cannot be mounted here");
-        return;
-    }
+    let Some(folder) = small_file_system("size=64m") else { return };
     let repository = Repository::init(&folder.path().join("repo"), InitParams::default()).unwrap();
     let noise = |seed: u64| {
         let mut bytes = vec![0; 12 << 20];

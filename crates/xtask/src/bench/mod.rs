@@ -41,6 +41,17 @@ fn median(values: &[f64]) -> f64 {
     }
 }
 
+/// Reads sizes of memory; the usual ones if there are none.
+fn sizes_in_mib(arguments: &[String], usual: &[u32]) -> Result<Vec<u32>, Failure> {
+    if arguments.is_empty() {
+        return Ok(usual.to_vec());
+    }
+    let size = |text: &String| {
+        text.parse().map_err(|_| Failure::Other(format!("`{text}` is no size in MiB")))
+    };
+    arguments.iter().map(size).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

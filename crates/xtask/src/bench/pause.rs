@@ -2,7 +2,7 @@
 //! `snapshot-save` of the same guest, one after the other.
 
 use super::guest::Subject;
-use super::median;
+use super::{median, sizes_in_mib};
 use crate::failure::Failure;
 
 /// Takes of each guest; the first is warm-up and not counted.
@@ -19,11 +19,7 @@ const DIRTY_BYTES: u64 = 400_000_000;
 
 /// Measures.
 pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
-    let sizes = arguments
-        .iter()
-        .map(|size| size.parse().map_err(|_| Failure::Other(format!("`{size}` is no size in MiB"))))
-        .collect::<Result<Vec<u32>, Failure>>()?;
-    let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
+    let sizes = sizes_in_mib(arguments, &SIZES)?;
     println!(
         "pause STOP to RESUME by QEMU's event timestamps, in ms; one qcow2 disk; emulated guest"
     );

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::guest::Subject;
-use super::median;
+use super::{median, sizes_in_mib};
 use crate::failure::Failure;
 
 /// Sizes of memory, in MiB.
@@ -27,11 +27,7 @@ const WITHIN: Duration = Duration::from_secs(300);
 
 /// Measures.
 pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
-    let sizes = arguments
-        .iter()
-        .map(|size| size.parse().map_err(|_| Failure::Other(format!("`{size}` is no size in MiB"))))
-        .collect::<Result<Vec<u32>, Failure>>()?;
-    let sizes = if sizes.is_empty() { SIZES.to_vec() } else { sizes };
+    let sizes = sizes_in_mib(arguments, &SIZES)?;
     println!(
         "from the start of the command to the first output of the guest, in ms, median of {ROUNDS}; \
          a quarter of memory in use, one qcow2 disk; emulated guest that was stopped before"
