@@ -1,9 +1,15 @@
 //! Runs the real `tintype` in a home of its own.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
+
+/// How long it may take on a busy machine until what a killed command left is repaired.
+const REPAIRED: Duration = Duration::from_secs(60);
 
 /// A home and a repository that go away with the test's folder.
 pub(crate) struct Tintype {
@@ -48,5 +54,15 @@ impl Tintype {
         assert!(output.status.success(), "tintype {arguments:?}: {error}");
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Waits until somebody has repaired what a killed command left of the VM `web`.
+    pub(crate) fn wait_repaired(&self) {
+        let intent = self.home.join("vms/web/intent.json");
+        let deadline = Instant::now() + REPAIRED;
+        while intent.exists() {
+            assert!(Instant::now() < deadline, "nobody repairs: {:?}", fs::read_to_string(intent));
+            sleep(Duration::from_millis(10));
+        }
     }
 }

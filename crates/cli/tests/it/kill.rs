@@ -20,7 +20,7 @@ fn check_take(mode: &str, steps: &[&str]) {
         scene.write(&state);
         scene.killed_at(step, &["take", "web", "--name", step, "--mode", mode]);
         assert_eq!(scene.state(), state, "the guest runs without any further command");
-        scene.wait_repaired();
+        scene.tintype.wait_repaired();
         scene.must_be_traceless();
         let committed = ["take-committed", "take-forgotten"].contains(step);
         assert_eq!(scene.snapshots().contains(&(*step).to_owned()), committed);

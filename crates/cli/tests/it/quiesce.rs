@@ -163,6 +163,7 @@ fn whatever_happens_the_guest_is_thawed_in_time() {
         let killed = Instant::now();
         must_write(subject.guest.serial());
         assert!(killed.elapsed() < SLACK, "{step}: {:?}", killed.elapsed());
+        subject.tintype.wait_repaired();
         let report = subject.take(&REQUIRE);
         assert_eq!(report["consistency"], "filesystem", "after {step}: {report}");
     }
@@ -254,7 +255,7 @@ fn programs_of_the_user_run_around_the_instant() {
     assert!(!scene.snapshots().contains(&"no".to_owned()));
 
     scene.killed_at("take-instant", &["take", "web", "--name", "killed"]);
-    scene.wait_repaired();
+    scene.tintype.wait_repaired();
     assert!(said().ends_with("pre web@killed\npost web@killed\n"), "{}", said());
     scene.tintype.json(&["revert", "web", "yes"]);
     assert!(said().ends_with("web@killed\n"), "a safety snapshot has no hooks");

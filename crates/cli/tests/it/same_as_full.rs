@@ -179,8 +179,7 @@ impl<'w> World<'w> {
         let output = self.begin_take(&name, step).wait_with_output().unwrap();
         assert_eq!(output.status.code(), None, "{output:?}");
         self.write();
-        let intent = self.vm.path("home/vms/web/intent.json");
-        wait_until(|| !intent.exists());
+        self.vm.tintype.wait_repaired();
         if step == "take-forgotten" {
             self.recorded = Some(self.sizes);
         }

@@ -166,16 +166,6 @@ impl Scene {
         held
     }
 
-    /// Waits until somebody has repaired what a killed command left.
-    pub(crate) fn wait_repaired(&self) {
-        let intent = self.home().join("vms/web/intent.json");
-        let deadline = Instant::now() + SOON;
-        while intent.exists() {
-            assert!(Instant::now() < deadline, "nobody repairs: {:?}", fs::read_to_string(intent));
-            sleep(Duration::from_millis(10));
-        }
-    }
-
     /// Asserts that nothing of a take is left in QEMU, nor in the home.
     pub(crate) fn must_be_traceless(&self) {
         let mut qmp = self.guest.qmp().unwrap();
