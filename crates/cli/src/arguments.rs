@@ -6,10 +6,12 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
+use crate::completion::CompleteArguments;
 use crate::copy::CopyArguments;
 use crate::export::ExportArguments;
 use crate::import::ImportArguments;
 use crate::log::LogArguments;
+use crate::man::ManArguments;
 use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
@@ -28,6 +30,7 @@ pub(crate) struct Arguments {
 
 /// What every command takes.
 #[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Globals {
     /// The repository: a folder or s3://BUCKET/PREFIX. By default a folder in the home.
     #[arg(long, global = true, env = "TINTYPE_REPO", value_name = "URL")]
@@ -198,11 +201,16 @@ pub(crate) enum Command {
         /// The VM.
         vm: Option<VmName>,
     },
-    /// Print a script that completes commands in a shell.
+    /// Print a script that completes commands and names in a shell.
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print a page for `man`, or write all of them to a folder.
+    Man(ManArguments),
+    /// Say what a word on the command line may become (asked by shells).
+    #[command(hide = true, name = "__complete")]
+    Complete(CompleteArguments),
     /// Load the memory of a guest that runs already (started by reverts and clones).
     #[command(hide = true)]
     PageServer(PageServerArguments),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use clap::CommandFactory;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
@@ -16,10 +15,9 @@ use tintype_engine::{
 };
 use tintype_types::{ByteCount, VmName};
 
-use crate::arguments::{
-    Arguments, Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArguments, VmCommand,
-};
+use crate::arguments::{Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArguments, VmCommand};
 use crate::clone;
+use crate::completion;
 use crate::copy;
 use crate::exit::Exit;
 use crate::export;
@@ -27,6 +25,7 @@ use crate::import;
 use crate::keys;
 use crate::labels;
 use crate::log;
+use crate::man;
 use crate::output::Output;
 use crate::page_server;
 use crate::progress::{Fault, Show};
@@ -41,10 +40,11 @@ const QEMU_VARIABLES: [&str; 2] = ["QEMU_MODULE_DIR", "TMPDIR"];
 
 /// Runs one command.
 pub(crate) fn run(globals: &Globals, command: Command, output: &Output) -> Result<Exit> {
-    if let Command::Completions { shell } = command {
-        let mut command = Arguments::command();
-        clap_complete::generate(shell, &mut command, "tintype", &mut std::io::stdout());
-        return Ok(Exit::Done);
+    match command {
+        Command::Completions { shell } => return Ok(completion::script(shell, output)),
+        Command::Complete(arguments) => return Ok(completion::run(arguments, output)),
+        Command::Man(arguments) => return man::run(arguments, output).map(|()| Exit::Done),
+        _ => {}
     }
     let show = Arc::new(Show::new(*output, fault()));
     let engine = Engine::open(config(globals, Arc::clone(&show))?)?;
@@ -108,7 +108,9 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         }
         Command::PageServer(arguments) => page_server::run(engine, arguments)?,
         Command::Watchdog { vm } => keep_watch(engine, &vm)?,
-        Command::Completions { .. } => unreachable!("handled before the engine is opened"),
+        Command::Completions { .. } | Command::Complete(_) | Command::Man(_) => {
+            unreachable!("handled before the engine is opened")
+        }
     }
     Ok(Exit::Done)
 }
@@ -206,7 +208,7 @@ fn take(engine: &Engine, arguments: TakeArguments, output: &Output) -> Result<()
 }
 
 /// Reads everything that the engine wants to know of our surroundings.
-fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
+pub(crate) fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig> {
     let flag = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM, SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&flag))

@@ -4,6 +4,7 @@
 mod arguments;
 mod clone;
 mod commands;
+mod completion;
 mod copy;
 mod exit;
 mod export;
@@ -12,6 +13,7 @@ mod import;
 mod keys;
 mod labels;
 mod log;
+mod man;
 mod output;
 mod page_server;
 mod progress;

@@ -13,6 +13,7 @@
 //!   take.d/                the user's programs around every take
 //!   clones/NAME/           disks and sockets of a VM that was cloned
 //!   run/NAME.qmp           monitor sockets of VMs that tintype started
+//!   names/                 what snapshots are called, for completion (`names.rs`)
 //!   working-sets/          what guests of snapshots needed first (`working_set.rs`)
 //!   repository/            the default repository
 //!   key                    what opens repositories that this home has made

@@ -169,6 +169,7 @@ impl Engine {
     }
 
     fn log_entry(&self, repository: &Repository, done: Done<'_>) {
+        self.remember_changed_names(repository);
         let Done { verb, did, reversal, undoes } = done;
         let Caller { host, user, words } = self.config.caller.clone();
         let mut left = MAX_WORDS;

@@ -104,16 +104,28 @@ impl Engine {
     /// Reads all records, with what was said of them since. A damaged one is told
     /// of, and hides no other.
     pub(crate) fn all_snapshots(&self, repository: &Repository) -> Result<Vec<Snapshot>> {
+        let (snapshots, damage) = self.read_snapshots(repository)?;
+        for notice in damage {
+            self.config.observer.notice(&notice);
+        }
+        self.remember_names(repository, &snapshots);
+        Ok(snapshots)
+    }
+
+    /// The same, and says what is damaged.
+    pub(crate) fn read_snapshots(
+        &self,
+        repository: &Repository,
+    ) -> Result<(Vec<Snapshot>, Vec<String>)> {
         let listing = repository.snapshots().map_err(Error::step("cannot list the snapshots"))?;
-        for damage in listing.damaged {
-            self.config.observer.notice(&format!("the record of a snapshot is damaged: {damage}"));
-        }
+        let damaged = listing.damaged.iter();
+        let mut notices: Vec<String> = damaged
+            .map(|damage| format!("the record of a snapshot is damaged: {damage}"))
+            .collect();
         let labels = repository.labels().map_err(Error::step("cannot list the snapshots"))?;
-        for damage in &labels.damaged {
-            self.config.observer.notice(&format!(
-                "what was said of a snapshot is damaged: {damage}; what was said before counts, and it is taken for pinned"
-            ));
-        }
+        notices.extend(labels.damaged.iter().map(|damage| format!(
+            "what was said of a snapshot is damaged: {damage}; what was said before counts, and it is taken for pinned"
+        )));
         let mut snapshots = Vec::new();
         for record in listing.records {
             let label = labels.of.get(&record.id);
@@ -122,10 +134,10 @@ impl Engine {
                     Some(label) => snapshot.labelled(label),
                     None => snapshot,
                 }),
-                Err(error) => self.config.observer.notice(&error.to_string()),
+                Err(error) => notices.push(error.to_string()),
             }
         }
-        Ok(snapshots)
+        Ok((snapshots, notices))
     }
 }
 

@@ -8,6 +8,7 @@ mod bucket;
 mod budgets;
 mod clones;
 mod command;
+mod completion;
 mod concurrent;
 mod copy;
 mod cycles;

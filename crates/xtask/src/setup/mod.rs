@@ -71,9 +71,13 @@ const PACKAGES: &[(&str, Probe)] = &[
     ("libc6-dev", Probe::File("/usr/lib/x86_64-linux-gnu/libc.a")),
 ];
 
-/// What the tests need beside that: file systems that lose their power.
-const TESTS: &[(&str, Probe)] =
-    &[("xfsprogs", Probe::Program("mkfs.xfs")), ("btrfs-progs", Probe::Program("mkfs.btrfs"))];
+/// What the tests need beside that: file systems that lose their power, and a judge
+/// of pages for `man`.
+const TESTS: &[(&str, Probe)] = &[
+    ("xfsprogs", Probe::Program("mkfs.xfs")),
+    ("btrfs-progs", Probe::Program("mkfs.btrfs")),
+    ("groff-base", Probe::Program("groff")),
+];
 
 /// What the fuzzer, which is C++, is compiled with.
 const FUZZER: &[(&str, Probe)] = &[("g++", Probe::Program("g++"))];
