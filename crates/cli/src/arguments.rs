@@ -16,6 +16,7 @@ use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::restore::RestoreArguments;
 use crate::settings::SetArguments;
+use crate::verify::VerifyArguments;
 
 /// Snapshots of QEMU/KVM virtual machines: memory, settings and disks at one
 /// point in time, taken while the machine runs, put back in seconds.
@@ -183,13 +184,7 @@ pub(crate) enum Command {
         names: Vec<String>,
     },
     /// Check that snapshots are there and good.
-    Verify {
-        /// The snapshots; all without any.
-        snapshots: Vec<String>,
-        /// Read, decode and hash every byte.
-        #[arg(long)]
-        read_data: bool,
-    },
+    Verify(VerifyArguments),
     /// Mend what is damaged, and keep new snapshots away from what cannot be mended.
     Repair {
         /// A copy of the repository, to take from it what is damaged here.

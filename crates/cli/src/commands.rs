@@ -34,6 +34,7 @@ use crate::removal;
 use crate::restore;
 use crate::settings;
 use crate::text;
+use crate::verify;
 
 /// The variables of the environment that a started QEMU gets besides our own.
 const QEMU_VARIABLES: [&str; 2] = ["QEMU_MODULE_DIR", "TMPDIR"];
@@ -85,13 +86,7 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         Command::Label(command) => labels::run(engine, command, output)?,
         Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
         Command::Du { names } => removal::space(engine, &names, output)?,
-        Command::Verify { snapshots, read_data } => {
-            let summary = engine.verify(&snapshots, read_data)?;
-            output.result(&summary, || text::verify(&summary));
-            if !summary.damaged.is_empty() {
-                return Ok(Exit::Damage);
-            }
-        }
+        Command::Verify(arguments) => return verify::run(engine, &arguments, output),
         Command::Repair { from } => {
             let summary = engine.repair(from.as_deref())?;
             output.result(&summary, || text::repair(&summary));

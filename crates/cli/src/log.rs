@@ -133,8 +133,8 @@ impl Forest<'_> {
         let name = output.painted(format!("{}@{}", report.vm, report.name), "33;1");
         let id = digits.painted(report.id, output);
         let time = report.created.strftime("%Y-%m-%d %H:%M:%S UTC");
-        let age = output.painted(age(self.now, report.created), "36");
-        let mut head = format!("{name} {id}  {time}, {age}");
+        let taken = output.painted(age(self.now, report.created), "36");
+        let mut head = format!("{name} {id}  {time}, {taken}");
         let others = self.here.get(&report.id).into_iter().flatten();
         let others: Vec<&str> = others.filter(|vm| **vm != report.vm).map(VmName::as_str).collect();
         if !others.is_empty() {
@@ -154,6 +154,9 @@ impl Forest<'_> {
         ];
         if report.pinned {
             facts.push(output.painted("pinned", "31;1"));
+        }
+        if let Some(at) = report.booted_at {
+            facts.push(format!("booted {}", age(self.now, at)));
         }
         facts.extend(report.tags.iter().map(|(key, value)| printable(&format!("{key}={value}"))));
         let mut lines = vec![head, facts.join(", ")];

@@ -22,6 +22,7 @@ mod removal;
 mod restore;
 mod settings;
 mod text;
+mod verify;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use tintype_engine::{
     Finding, Health, Loading, LostPart, RepairSummary, RevertReport, Snapshot, SnapshotReport,
-    VerifySummary, VmReport,
+    VmReport,
 };
 use tintype_types::ByteCount;
 
@@ -147,6 +147,8 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
         row("tag", format!("{key}={value}"));
     }
     row("pinned", if report.pinned { "yes" } else { "no" }.to_owned());
+    let booted = report.booted_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    row("booted", booted);
     row("mode", format!("{}, {}-consistent", report.mode, report.consistency));
     if !report.consistency_reason.is_empty() {
         row("file systems", frozen(&report));
@@ -181,21 +183,6 @@ fn disk_read(read: &tintype_engine::DiskRead) -> String {
     }
 }
 
-/// Describes a verification.
-pub(crate) fn verify(summary: &VerifySummary) -> String {
-    let mut text = format!(
-        "checked {} snapshots, {} frames, {} read: ",
-        summary.checked_snapshots, summary.checked_chunks, summary.read_bytes
-    );
-    if summary.damaged.is_empty() {
-        text.push_str("all good");
-        return text;
-    }
-    let _ = writeln!(text, "{} damaged", summary.damaged.len());
-    damage(&mut text, &summary.damaged, &summary.lost);
-    text
-}
-
 /// Describes a repair.
 pub(crate) fn repair(summary: &RepairSummary) -> String {
     let mut text = String::new();
@@ -218,7 +205,7 @@ pub(crate) fn repair(summary: &RepairSummary) -> String {
 }
 
 /// Lists what is damaged and what that costs.
-fn damage(text: &mut String, damaged: &[String], parts: &[LostPart]) {
+pub(crate) fn damage(text: &mut String, damaged: &[String], parts: &[LostPart]) {
     for line in damaged {
         let _ = writeln!(text, "  {line}");
     }

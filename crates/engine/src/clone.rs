@@ -39,7 +39,7 @@ use crate::snapshots::hold;
 use crate::vms::{LeasedVm, VmState};
 
 /// The process of a VM that has had none yet.
-const NO_PROCESS: ProcessId = ProcessId { pid: 0, start_time: 0 };
+pub(crate) const NO_PROCESS: ProcessId = ProcessId { pid: 0, start_time: 0 };
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -183,13 +183,13 @@ impl Engine {
 }
 
 /// One clone on its way.
-struct CloneWork<'w> {
-    engine: &'w Engine,
-    repository: &'w Repository,
-    target: &'w Snapshot,
-    shared: Option<&'w SharedMemory>,
-    lazy: bool,
-    began: Instant,
+pub(crate) struct CloneWork<'w> {
+    pub(crate) engine: &'w Engine,
+    pub(crate) repository: &'w Repository,
+    pub(crate) target: &'w Snapshot,
+    pub(crate) shared: Option<&'w SharedMemory>,
+    pub(crate) lazy: bool,
+    pub(crate) began: Instant,
 }
 
 impl CloneWork<'_> {
@@ -253,7 +253,7 @@ impl CloneWork<'_> {
     }
 
     /// Adds a monitor of our own to the command line.
-    fn command_line(&self, name: &VmName, relocated: &Relocated) -> Result<CommandLine> {
+    pub(crate) fn command_line(&self, name: &VmName, relocated: &Relocated) -> Result<CommandLine> {
         let socket = self.engine.home.monitor_socket(name)?;
         let monitor = ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())];
         Ok(CommandLine {
@@ -263,7 +263,7 @@ impl CloneWork<'_> {
     }
 
     /// Makes the folder with the disks and the files.
-    fn fill(&self, vm: &LeasedVm, folder: &Path, places: &Places) -> Result<()> {
+    pub(crate) fn fill(&self, vm: &LeasedVm, folder: &Path, places: &Places) -> Result<()> {
         make_folder(folder)?;
         places.write_files(self.repository, self.target, folder)?;
         let disks = places.new_disks(self.target, folder)?;
@@ -310,7 +310,7 @@ impl CloneWork<'_> {
     }
 
     /// Starts QEMU with all of the memory.
-    fn launch_eagerly(&self, vm: &LeasedVm, has_memory: bool) -> Result<Guest> {
+    pub(crate) fn launch_eagerly(&self, vm: &LeasedVm, has_memory: bool) -> Result<Guest> {
         let mapped = self.shared.map(SharedMemory::arguments);
         let mut extra: Vec<&str> = mapped.iter().flatten().map(String::as_str).collect();
         extra.push("-S");
@@ -329,7 +329,7 @@ impl CloneWork<'_> {
         Ok(guest)
     }
 
-    fn step(&self, step: Step) {
+    pub(crate) fn step(&self, step: Step) {
         self.engine.config.observer.step(step);
     }
 }
@@ -368,7 +368,7 @@ impl Ports {
     }
 }
 
-fn refuse_missing_program(target: &Snapshot) -> Result<()> {
+pub(crate) fn refuse_missing_program(target: &Snapshot) -> Result<()> {
     let program = &target.details.command_line.program;
     if program.exists() {
         return Ok(());

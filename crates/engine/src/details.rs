@@ -109,6 +109,8 @@ pub struct Snapshot {
     pub details: Details,
     /// Whether it is protected from deletion.
     pub pinned: bool,
+    /// When a guest of it was last started to see whether it lives, and did.
+    pub booted: Option<Timestamp>,
 }
 
 impl Snapshot {
@@ -116,16 +118,17 @@ impl Snapshot {
         let details = serde_json::from_value(record.details.clone()).map_err(Error::step(
             format!("the snapshot {} was made by another version of tintype", record.id.short()),
         ))?;
-        Ok(Self { record, details, pinned: false })
+        Ok(Self { record, details, pinned: false, booted: None })
     }
 
     /// Adds what was said of it since it was taken.
     pub(crate) fn labelled(mut self, label: &Label) -> Self {
-        let Label { name, message, tags, pinned } = label.clone();
+        let Label { name, message, tags, pinned, booted } = label.clone();
         self.record.name = name.unwrap_or(self.record.name);
         self.details.message = message.unwrap_or(self.details.message);
         self.details.tags = tags.unwrap_or(self.details.tags);
         self.pinned = pinned;
+        self.booted = booted;
         self
     }
 
@@ -158,7 +161,7 @@ impl Snapshot {
 
     /// Summarises the snapshot as the command line shows it.
     pub fn report(&self) -> SnapshotReport {
-        let Self { record, details, pinned } = self;
+        let Self { record, details, pinned, booted } = self;
         SnapshotReport {
             id: record.id,
             vm: record.vm_name.clone(),
@@ -182,6 +185,7 @@ impl Snapshot {
             message: details.message.clone(),
             tags: details.tags.clone(),
             pinned: *pinned,
+            booted_at: *booted,
             origin: record.origin,
         }
     }
@@ -229,6 +233,8 @@ pub struct SnapshotReport {
     pub tags: Vec<(String, String)>,
     /// Whether it is protected from deletion.
     pub pinned: bool,
+    /// When a guest of it was last seen alive by `verify --boot`.
+    pub booted_at: Option<Timestamp>,
     /// What it is a copy of, if it is one.
     pub origin: Option<Origin>,
 }

@@ -4,6 +4,7 @@
 //! It prints nothing and reads no environment: a front end hands it an
 //! [`EngineConfig`] and hears of what goes on through an [`Observer`].
 
+mod boot;
 mod clone;
 mod copy;
 mod details;
@@ -22,6 +23,7 @@ mod keys;
 mod labels;
 mod lazy;
 mod lease;
+mod life;
 mod loading;
 mod memory;
 mod names;
@@ -60,6 +62,7 @@ use std::time::Duration;
 use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
+pub use boot::{BootOutcome, BootReport};
 pub use clone::{CloneParams, CloneReport, ClonedVm};
 pub use copy::{CopiedSnapshot, CopyAction, CopyParams, CopySummary};
 pub use details::{

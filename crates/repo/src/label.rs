@@ -12,6 +12,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tintype_types::{SnapshotId, SnapshotName};
 
@@ -38,6 +39,9 @@ pub struct Label {
     pub tags: Option<Vec<(String, String)>>,
     /// Whether it is protected from deletion.
     pub pinned: bool,
+    /// When a VM of it was last seen alive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub booted: Option<Timestamp>,
 }
 
 /// The labels of a repository.

@@ -15,6 +15,7 @@ mod footprint;
 mod freezer;
 mod guest;
 mod inventory;
+mod isolate;
 mod launch;
 mod lazy;
 mod load;
@@ -22,6 +23,7 @@ mod pause;
 mod process;
 pub mod qmp;
 mod relocate;
+mod signs;
 mod tpm;
 
 pub use abilities::Abilities;
@@ -37,6 +39,7 @@ pub use footprint::Footprint;
 pub use freezer::{FreezeNews, Freezer, FreezerParams};
 pub use guest::Guest;
 pub use inventory::{Disk, Inventory, NetworkCard};
+pub use isolate::{Isolated, isolate};
 pub use launch::{LaunchParams, launch};
 pub use lazy::{LazyState, RescuePipe, can_serve_missing_pages};
 pub use load::load;
@@ -44,4 +47,5 @@ pub use process::{CommandLine, Process, ProcessId};
 pub use relocate::{
     FreePort, MovedFile, MovedPort, RelocateParams, Relocated, relocate, with_machine_type,
 };
+pub use signs::Signs;
 pub use tpm::Tpm;

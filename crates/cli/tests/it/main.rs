@@ -4,6 +4,7 @@
 
 mod bare_vm;
 mod bitmaps;
+mod boot;
 mod bucket;
 mod budgets;
 mod clones;

@@ -59,15 +59,15 @@ pub(crate) struct Subject {
 impl Subject {
     /// Starts a guest where a saved one like it had booted, and registers it.
     pub(crate) fn start(builder: GuestBuilder) -> Self {
-        Self::register(builder.start().unwrap())
+        Self::of(builder.start().unwrap())
     }
 
     /// Boots a guest, for those that QEMU cannot save, and registers it.
     pub(crate) fn boot(builder: GuestBuilder) -> Self {
-        Self::register(builder.boot().unwrap())
+        Self::of(builder.boot().unwrap())
     }
 
-    fn register(guest: Guest) -> Self {
+    pub(crate) fn of(guest: Guest) -> Self {
         let tintype = Tintype::within(guest.files().folder());
         let socket = guest.qmp_path();
         tintype.json(&["vm", "add", VM, "--qmp", socket.to_str().unwrap()]);
