@@ -41,8 +41,9 @@ impl Subject {
     }
 
     fn register(guest: GuestBuilder, more: &[&str]) -> Result<Self, Failure> {
+        let tintype = release_build()?;
         let guest = guest.cpus(1).extra(more.iter().copied()).boot()?;
-        let subject = Self { guest, tintype: release_build()? };
+        let subject = Self { guest, tintype };
         let socket = subject.guest.qmp_path().display().to_string();
         subject.json(&["vm", "add", "bench", "--qmp", &socket])?;
         Ok(subject)
@@ -158,6 +159,7 @@ impl Subject {
         let shown = describe(&command);
         command
             .stdout(Stdio::null())
+            .stderr(Stdio::null())
             .spawn()
             .map_err(|source| Failure::Start { command: shown, source })
     }
@@ -189,8 +191,9 @@ fn stood_still(qmp: &Qmp) -> Result<f64, Failure> {
     }
 }
 
-/// Builds `tintype` as users have it.
+/// Builds `tintype` as users have it, which takes minutes the first time.
 pub(super) fn release_build() -> Result<PathBuf, Failure> {
+    eprintln!("cargo build --release --package tintype");
     let mut cargo = Command::new(env!("CARGO"));
     run(cargo.current_dir(workspace_folder()).args([
         "build",
