@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde::Serialize;
 use tintype_types::VmName;
-use tintype_vm::{Abilities, AgentChannel, can_serve_missing_pages};
+use tintype_vm::{Abilities, AgentChannel, Hardware, can_serve_missing_pages};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -100,6 +100,7 @@ impl Engine {
             Ok(()) => Finding::new("state", Health::Good, "a snapshot can be taken now"),
             Err(error) => Finding::new("state", Health::Missing, error.to_string()),
         });
+        findings.push(hardware_finding(&guest.hardware(&vm.state.command_line).map_err(cannot)?));
         findings.push(iterating_finding(&abilities));
         findings.push(copy_on_write_finding(&abilities));
         findings.push(match abilities.require_disk_snapshots() {
@@ -141,6 +142,20 @@ fn agent_finding(channel: AgentChannel) -> Finding {
         ),
     };
     Finding::new("guest agent", health, text)
+}
+
+fn hardware_finding(hardware: &Hardware) -> Finding {
+    let Hardware { changes, unknown, .. } = hardware;
+    let (health, text) = if !unknown.is_empty() {
+        let why = unknown.join("; ");
+        (Health::Fallback, format!("{why}; take the disks alone with --no-memory"))
+    } else if changes.is_empty() {
+        (Health::Good, "it is that of the command line".to_owned())
+    } else {
+        let what = changes.join(", and ");
+        (Health::Good, format!("since QEMU started {what}; snapshots have it"))
+    };
+    Finding::new("hardware", health, text)
 }
 
 fn iterating_finding(abilities: &Abilities) -> Finding {

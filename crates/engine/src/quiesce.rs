@@ -55,11 +55,24 @@ pub struct Quiesced {
     pub frozen: bool,
     /// By whom, or why not.
     pub why: String,
+    /// Whether they may have been, though that is not known.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub doubtful: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for it so")]
+fn is_false(flag: &bool) -> bool {
+    !*flag
 }
 
 impl Quiesced {
     pub(crate) fn not(why: impl Into<String>) -> Self {
-        Self { frozen: false, why: why.into() }
+        Self { frozen: false, why: why.into(), doubtful: false }
+    }
+
+    /// Tells whether a guest that goes on from the instant has to be thawed.
+    pub(crate) fn needs_thaw(&self) -> bool {
+        self.frozen || self.doubtful
     }
 
     /// Returns the consistency of the disks by themselves, as the contract has it.
@@ -139,16 +152,41 @@ impl Engine {
         }
     }
 
-    /// Returns what a snapshot says of itself.
-    pub(crate) fn quiesced(&self, freezer: &Result<Freezer, String>) -> Quiesced {
-        match freezer.as_ref().map(Freezer::outcome) {
-            Ok(Ok(())) => Quiesced { frozen: true, why: "frozen by the guest agent".to_owned() },
-            Ok(Err(why)) => {
-                self.tell_not_quiesced(&why);
-                Quiesced::not(why)
+    /// Returns what a snapshot says of itself. Fails if they had to be frozen and were not.
+    pub(crate) fn quiesced(
+        &self,
+        freezer: &Result<Freezer, String>,
+        mode: Quiesce,
+    ) -> Result<Quiesced> {
+        let freezer = match freezer {
+            Ok(freezer) => freezer,
+            Err(why) => return Ok(Quiesced::not(why)),
+        };
+        match freezer.outcome() {
+            Ok(()) => {
+                let why = "frozen by the guest agent".to_owned();
+                Ok(Quiesced { frozen: true, why, doubtful: false })
             }
-            Err(why) => Quiesced::not(why),
+            Err(why) if mode == Quiesce::Require => Err(cannot_quiesce(&why)),
+            Err(why) => {
+                self.tell_not_quiesced(&why);
+                let doubtful = freezer.may_have_been_frozen();
+                Ok(Quiesced { doubtful, ..Quiesced::not(why) })
+            }
         }
+    }
+
+    /// Says so if a guest may be frozen still, and what ends that.
+    pub(crate) fn tell_if_frozen(&self, vm: &VmName, freezer: &Result<Freezer, String>) {
+        if let Some(why) = freezer.as_ref().ok().and_then(Freezer::may_be_frozen) {
+            self.tell_may_be_frozen(vm, &why);
+        }
+    }
+
+    fn tell_may_be_frozen(&self, vm: &VmName, why: &str) {
+        self.config.observer.notice(&format!(
+            "the file systems of `{vm}` may still be frozen: {why}; `fsfreeze -u` in the guest, or its restart, ends that"
+        ));
     }
 
     fn tell_not_quiesced(&self, why: &str) {
@@ -181,9 +219,7 @@ impl Engine {
         let thawed =
             agent.and_then(|mut agent| agent.see_thawed(THAW_LIMIT).map_err(|e| e.to_string()));
         if let Err(why) = thawed {
-            self.config.observer.notice(&format!(
-                "the file systems of `{vm}` may still be frozen: {why}; `fsfreeze -u` in the guest, or its restart, ends that"
-            ));
+            self.tell_may_be_frozen(vm, &why);
         }
     }
 }

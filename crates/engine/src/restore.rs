@@ -94,7 +94,7 @@ impl Engine {
             memory::write(&repository, &target, &state, &mut file)?;
             file.sync_all().map_err(Error::io("write", &path))?;
         }
-        let thaw = has_memory && target.details.quiesced.frozen;
+        let thaw = has_memory && target.details.quiesced.needs_thaw();
         write_script(&folder.join(START), &script(&line, has_memory, thaw))?;
         remove_durably(&folder.join(UNFINISHED))?;
         Ok(RestoreReport {

@@ -217,7 +217,7 @@ impl Engine {
         vm.state.inventory = target.details.inventory.clone();
         self.place(vm, &target.record)?;
         let run = target.details.was_running;
-        let thaw = target.details.quiesced.frozen && has_memory;
+        let thaw = target.details.quiesced.needs_thaw() && has_memory;
         self.intend(&vm.name, &Intent::Reverted { process: vm.state.process, run, thaw })?;
         observer.step(Step::RevertLineage);
         let cannot = |error| Error::failed("the guest cannot be started").because(error);

@@ -22,13 +22,13 @@ impl Engine {
         if target.details.memory.is_empty() || !target.details.was_running {
             return "not set: the guest does not run on".to_owned();
         }
-        let frozen = target.details.quiesced.frozen;
+        let frozen = target.details.quiesced.needs_thaw();
         match settled(guest, frozen) {
             Ok(()) => "set by the guest agent".to_owned(),
             Err(Unsettled::Clock(why)) => format!("not set: {why}"),
             Err(Unsettled::Frozen(why)) => {
                 self.config.observer.notice(&format!(
-                    "the guest was frozen when this snapshot was taken, and cannot be thawed: {why}; `fsfreeze -u` in the guest, or guest-fsfreeze-thaw by its agent, does that"
+                    "the guest was frozen when this snapshot was taken, or may have been, and cannot be thawed: {why}; `fsfreeze -u` in the guest, or guest-fsfreeze-thaw by its agent, does that"
                 ));
                 format!("not set: {why}")
             }

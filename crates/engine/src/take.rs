@@ -13,8 +13,8 @@ use jiff::Timestamp;
 use tintype_repo::{Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord};
 use tintype_types::{SnapshotId, SnapshotName, VmName};
 use tintype_vm::{
-    Abilities, Afterwards, CaptureParams, CaptureReport, Disk, Footprint, Freezer, Guest,
-    Inventory, Tpm, Way, bitmap_name, capture,
+    Abilities, Afterwards, CaptureParams, CaptureReport, CommandLine, Disk, Footprint, Freezer,
+    Guest, Hardware, Inventory, Tpm, Way, bitmap_name, capture,
 };
 
 use crate::Engine;
@@ -145,7 +145,7 @@ impl Engine {
         };
         let parent = self.parent(repository, vm)?;
         let untouched = |error: Error| error.state("nothing was changed; the guest runs as before");
-        let plan = self.preflight(guest, &wish).map_err(untouched)?;
+        let plan = self.preflight(vm, guest, &wish).map_err(untouched)?;
         let agent = self.find_agent(guest, &wish.params.quiesce).map_err(untouched)?;
         let hooks = self.wished_hooks(vm, &wish).map_err(untouched)?;
         self.config.observer.step(Step::TakePreflight);
@@ -188,10 +188,10 @@ impl Engine {
         };
         let created = Timestamp::now();
         let captured = capture(guest, &capture_params, &footprint, &sink, &self.config.cancel);
-        self.end_hooks(&hooks);
+        self.end_instant(vm, &hooks, &freezer);
         let draft = captured.map_err(cannot).and_then(|captured| {
-            let quiesced = self.quiesced(&freezer);
-            let taken = Taken { captured, created, quiesced };
+            let quiesced = self.quiesced(&freezer, wish.params.quiesce.mode)?;
+            let taken = Taken { captured, created, quiesced, line: plan.line };
             self.draft(vm, guest, sink, taken, &session, &wish)
         });
         self.config.observer.step(Step::TakeStored);
@@ -209,6 +209,12 @@ impl Engine {
         self.intend(&vm.name, intent)?;
         let channel = agent.as_ref().ok().and_then(|agent| agent.share().ok());
         Ok(self.watch(&vm.name, channel))
+    }
+
+    /// Ends what was begun around the instant, whatever came of it.
+    fn end_instant(&self, vm: &LeasedVm, hooks: &Arc<Hooks>, freezer: &Result<Freezer, String>) {
+        self.end_hooks(hooks);
+        self.tell_if_frozen(&vm.name, freezer);
     }
 
     fn store(&self, session: Session, draft: SnapshotDraft) -> Result<SnapshotRecord> {
@@ -307,21 +313,47 @@ impl Engine {
 
     /// Finds out whether a capture can work, before anything is touched. What a
     /// revert overwrites is taken in any state, and as far as QEMU can.
-    fn preflight(&self, guest: &mut Guest, wish: &Wish<'_>) -> Result<Plan> {
+    fn preflight(&self, vm: &LeasedVm, guest: &mut Guest, wish: &Wish<'_>) -> Result<Plan> {
         let why = |error| Error::failed("this VM cannot be captured now").because(error);
         let overwritten = wish.purpose == Purpose::Safety;
-        let fit = if overwritten { guest.refuse_changed() } else { guest.refuse_unfit() };
+        let fit = if overwritten { guest.refuse_block_jobs() } else { guest.refuse_unfit() };
         fit.map_err(why)?;
         let blockers = guest.memory_blockers().map_err(why)?;
-        let memory = !wish.params.without_memory && (blockers.is_empty() || !overwritten);
+        let hardware = guest.hardware(&vm.state.command_line).map_err(why)?;
+        let can_load = blockers.is_empty() && hardware.unknown.is_empty();
+        let memory = !wish.params.without_memory && (can_load || !overwritten);
         if memory && !blockers.is_empty() {
             return Err(Error::refused("QEMU cannot save the memory of this VM")
                 .because(blockers.join("; "))
                 .hint("take the disks alone with --no-memory, or remove the device; `tintype doctor VM` says more"));
         }
+        if memory && !hardware.unknown.is_empty() {
+            return Err(Error::refused("what this VM consists of now cannot be written down, and a snapshot with its memory would not load")
+                .because(hardware.unknown.join("; "))
+                .hint("take the disks alone with --no-memory, or start the VM anew with that on its command line"));
+        }
+        self.tell_hardware(&hardware);
         let inventory = guest.inventory().map_err(why)?;
         let disks = wish.params.disks(&inventory)?.into_iter().cloned().collect();
-        Ok(Plan { memory, disks })
+        let line = CommandLine { arguments: hardware.arguments, ..vm.state.command_line.clone() };
+        Ok(Plan { memory, disks, line })
+    }
+
+    /// Says that the snapshot will start with other hardware than the VM has started with.
+    fn tell_hardware(&self, hardware: &Hardware) {
+        let Hardware { changes, unknown, .. } = hardware;
+        if !changes.is_empty() {
+            self.config.observer.notice(&format!(
+                "since QEMU started {}: the snapshot's command line says so",
+                changes.join(", and ")
+            ));
+        }
+        if !unknown.is_empty() {
+            self.config.observer.notice(&format!(
+                "the snapshot has no memory, and not all of the hardware: {}",
+                unknown.join("; ")
+            ));
+        }
     }
 
     fn draft(
@@ -333,11 +365,11 @@ impl Engine {
         session: &Session,
         wish: &Wish<'_>,
     ) -> Result<SnapshotDraft> {
-        let Taken { captured, created, quiesced } = taken;
+        let Taken { captured, created, quiesced, line } = taken;
+        refuse_changed_meanwhile(vm, guest, wish, &line)?;
         let inventory = guest.inventory().map_err(Error::step("cannot look at the VM"))?;
-        let line = &vm.state.command_line;
-        let tpms = Tpm::all_of(line).map_err(Error::step("cannot look at the TPM of the VM"))?;
-        let files = files::save(&sink, line, &inventory, &tpms)
+        let tpms = Tpm::all_of(&line).map_err(Error::step("cannot look at the TPM of the VM"))?;
+        let files = files::save(&sink, &line, &inventory, &tpms)
             .map_err(Error::step("cannot keep the files that the settings name"))?;
         let Collected { images, memory, disks } = sink.into_collected();
         let mut blobs = Vec::new();
@@ -360,7 +392,7 @@ impl Engine {
             was_running: captured.was_running,
             memory,
             disks,
-            command_line: line.clone(),
+            command_line: line,
             inventory,
             files,
             tpms,
@@ -464,6 +496,26 @@ impl Wish<'_> {
     }
 }
 
+/// Refuses a snapshot that would not load, because something was plugged or unplugged
+/// while it was taken. A guest that is about to be replaced has our filters still.
+fn refuse_changed_meanwhile(
+    vm: &LeasedVm,
+    guest: &mut Guest,
+    wish: &Wish<'_>,
+    line: &CommandLine,
+) -> Result<()> {
+    if wish.afterwards == Afterwards::StandStill {
+        return Ok(());
+    }
+    let hardware = guest.hardware(&vm.state.command_line);
+    let hardware = hardware.map_err(Error::step("cannot look at the VM"))?;
+    if hardware.arguments == line.arguments {
+        return Ok(());
+    }
+    Err(Error::failed("the hardware of the VM was changed while the snapshot was taken")
+        .hint("try again"))
+}
+
 /// Draws other blocks for each snapshot, and the same ones for the same.
 fn seed_of(snapshot: SnapshotId) -> u64 {
     let (seed, _) = snapshot.as_bytes().split_first_chunk().expect("an id has 16 bytes");
@@ -478,12 +530,16 @@ struct Taken {
     captured: CaptureReport,
     created: Timestamp,
     quiesced: Quiesced,
+    /// What starts the VM with the hardware that it had.
+    line: CommandLine,
 }
 
 /// What a capture will touch.
 struct Plan {
     memory: bool,
     disks: Vec<Disk>,
+    /// What starts the VM with the hardware that it has now.
+    line: CommandLine,
 }
 
 #[cfg(test)]

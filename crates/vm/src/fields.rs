@@ -84,6 +84,37 @@ impl Fields {
         }
     }
 
+    /// Tells whether a key has any value.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        match self {
+            Self::Words(_) => self.get(key).is_some(),
+            Self::Json(json) => json.pointer(&pointer(key)).is_some(),
+        }
+    }
+
+    /// Gives a key a value that is no text where the notation knows others.
+    pub(crate) fn set_value(&mut self, key: &str, value: Value) {
+        match (&mut *self, value) {
+            (_, Value::String(text)) => self.set(key, &text),
+            (Self::Words(_), value) => self.set(key, &value.to_string()),
+            (Self::Json(json), value) => json[key] = value,
+        }
+    }
+
+    /// Takes a key away, if it is there.
+    pub(crate) fn remove(&mut self, key: &str) {
+        match self {
+            Self::Words(words) => words.retain(|(own, _)| own.as_deref() != Some(key)),
+            Self::Json(json) => {
+                let (above, name) = key.rsplit_once('.').unwrap_or(("", key));
+                let above = if above.is_empty() { String::new() } else { pointer(above) };
+                if let Some(Value::Object(object)) = json.pointer_mut(&above) {
+                    object.remove(name);
+                }
+            }
+        }
+    }
+
     /// Shows every text with its key, to be changed; a word alone has the key ``.
     pub(crate) fn visit(&mut self, visit: &mut dyn FnMut(&str, &mut String)) {
         match self {
@@ -136,6 +167,16 @@ mod tests {
             r#"{"driver":"qcow2","file":{"filename":"/a,b"}}"#,
             r#"{"driver":"raw","file":{"filename":"/c,d"}}"#,
         );
+        let removed = |given: &str| {
+            let mut fields = Fields::read(given);
+            assert!(fields.has("b") && !fields.has("c"), "{given}");
+            fields.remove("b");
+            fields.remove("c.d");
+            fields.set_value("e", 5.into());
+            fields.write()
+        };
+        assert_eq!(removed("a=1,b=2"), "a=1,e=5");
+        assert_eq!(removed(r#"{"a":"1","b":2}"#), r#"{"a":"1","e":5}"#);
         assert_eq!(Fields::read("virtio-net,mac=1").first(), Some("virtio-net"));
         assert_eq!(Fields::read("{broken").write(), "{broken");
     }

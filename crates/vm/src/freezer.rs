@@ -53,6 +53,10 @@ pub struct Freezer {
 struct State {
     agent: Agent,
     phase: Phase,
+    /// Why the guest may be frozen now, if it may.
+    frozen_now: Option<String>,
+    /// Whether it may have been at its instant.
+    frozen_then: bool,
 }
 
 enum Phase {
@@ -72,7 +76,8 @@ impl Freezer {
     /// Prepares to freeze, and does nothing yet.
     pub fn new(params: FreezerParams) -> Self {
         let FreezerParams { agent, limit, is_required, tell } = params;
-        let state = Mutex::new(State { agent, phase: Phase::Idle });
+        let phase = Phase::Idle;
+        let state = Mutex::new(State { agent, phase, frozen_now: None, frozen_then: false });
         Self { limit, is_required, tell, state }
     }
 
@@ -84,6 +89,18 @@ impl Freezer {
         }
     }
 
+    /// Returns why the guest may be frozen still, if it may.
+    pub fn may_be_frozen(&self) -> Option<String> {
+        self.lock().frozen_now.clone()
+    }
+
+    /// Tells whether the guest may have been frozen at its instant, whatever its agent
+    /// said of it: then it has to be thawed wherever it goes on from there.
+    pub fn may_have_been_frozen(&self) -> bool {
+        let state = self.lock();
+        state.frozen_then || state.frozen_now.is_some()
+    }
+
     /// Freezes them, while the guest runs. Fails only if that is required.
     pub(crate) fn freeze(&self) -> Result<()> {
         let mut state = self.lock();
@@ -92,6 +109,7 @@ impl Freezer {
         }
         let since = Instant::now();
         (self.tell)(FreezeNews::Freezing(self.limit));
+        state.frozen_now = Some("it was not seen to thaw".to_owned());
         // What is left of the limit is for the instant.
         let failure = match state.agent.freeze(self.limit * 3 / 5) {
             Ok(0) => "the guest agent froze no file system".to_owned(),
@@ -103,7 +121,7 @@ impl Freezer {
         };
         // It may be frozen all the same.
         let _ = state.agent.ask_thaw();
-        self.see_thawed(&mut state.agent);
+        self.see_thawed(&mut state);
         self.fail(&mut state, failure)
     }
 
@@ -114,7 +132,7 @@ impl Freezer {
             Phase::Idle => self.fail(&mut state, why.to_owned()),
             Phase::Frozen { .. } => {
                 let _ = state.agent.ask_thaw();
-                self.see_thawed(&mut state.agent);
+                self.see_thawed(&mut state);
                 self.fail(&mut state, why.to_owned())
             }
             Phase::ThawAsked { .. } | Phase::Done(_) => Ok(()),
@@ -145,6 +163,7 @@ impl Freezer {
                 tracing::warn!(%error, "the thaw could not be asked for");
             }
             state.phase = Phase::ThawAsked { since, in_time };
+            state.frozen_then = true;
         }
     }
 
@@ -158,7 +177,7 @@ impl Freezer {
             Ok(_) => Ok(()),
             Err(error) => Err(error.to_string()),
         };
-        let thawed = self.see_thawed(&mut state.agent);
+        let thawed = self.see_thawed(&mut state);
         tracing::info!(frozen_ms = since.elapsed().as_millis(), thawed, "frozen and thawed");
         state.phase = Phase::Done(outcome);
     }
@@ -166,17 +185,13 @@ impl Freezer {
     /// Looks whether all is thawed, and thaws it if not. If the agent does not
     /// answer, the thaw that was asked for is still on its way, and the watchdog
     /// asks again.
-    fn see_thawed(&self, agent: &mut Agent) -> bool {
-        match agent.see_thawed(THAW_LIMIT) {
-            Ok(()) => {
-                (self.tell)(FreezeNews::Thawed);
-                true
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the guest may be frozen");
-                false
-            }
+    fn see_thawed(&self, state: &mut State) -> bool {
+        let seen = state.agent.see_thawed(THAW_LIMIT);
+        if seen.is_ok() {
+            (self.tell)(FreezeNews::Thawed);
         }
+        state.frozen_now = seen.err().map(|error| error.to_string());
+        state.frozen_now.is_none()
     }
 
     fn fail(&self, state: &mut State, why: String) -> Result<()> {

@@ -9,9 +9,8 @@ use crate::abilities::Abilities;
 use crate::agent::AgentChannel;
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
-use crate::inventory::{
-    Disk, Inventory, memory_blockers, refuse_block_jobs, refuse_changed_hardware,
-};
+use crate::hardware::{Hardware, compare};
+use crate::inventory::{Disk, Inventory, memory_blockers, refuse_block_jobs};
 use crate::pause;
 use crate::process::{CommandLine, Process, ProcessId};
 use crate::qmp::Qmp;
@@ -86,14 +85,17 @@ impl Guest {
                 "the guest is in the state `{state}`; a snapshot is taken of a guest that runs or is paused"
             )));
         }
-        self.refuse_changed()
+        self.refuse_block_jobs()
     }
 
-    /// Refuses a VM on which somebody else's block job runs, or whose hardware is
-    /// not that of its command line.
-    pub fn refuse_changed(&mut self) -> Result<()> {
-        refuse_block_jobs(&mut self.qmp)?;
-        refuse_changed_hardware(&mut self.qmp, &self.command_line.arguments)
+    /// Refuses a VM on which somebody else's block job runs.
+    pub fn refuse_block_jobs(&mut self) -> Result<()> {
+        refuse_block_jobs(&mut self.qmp)
+    }
+
+    /// Compares the VM with the command line that it is started with.
+    pub fn hardware(&mut self, line: &CommandLine) -> Result<Hardware> {
+        compare(&mut self.qmp, &line.arguments, &line.directory)
     }
 
     /// Writes down what a capture of these disks will change in QEMU.

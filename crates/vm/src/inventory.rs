@@ -1,14 +1,12 @@
 //! What is in a VM, asked of QEMU: machine, processors, memory, disks, network
 //! cards, and what stands in the way of a snapshot.
 
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tintype_types::ByteCount;
 
-use crate::arguments;
 use crate::error::{Error, Result};
 use crate::qmp::Qmp;
 
@@ -109,34 +107,6 @@ pub(crate) fn memory_blockers(qmp: &mut Qmp) -> Result<Vec<String>> {
         .collect())
 }
 
-/// Refuses a VM whose devices are not those of its command line: a snapshot
-/// could be taken, and not be put back.
-pub(crate) fn refuse_changed_hardware(qmp: &mut Qmp, given: &[String]) -> Result<()> {
-    let now: BTreeSet<String> =
-        array(qmp.execute("qom-list", json!({"path": "/machine/peripheral"}))?)?
-            .iter()
-            .filter(|entry| entry["type"].as_str().is_some_and(|kind| kind.starts_with("child<")))
-            .filter_map(|entry| entry["name"].as_str().map(str::to_owned))
-            .collect();
-    let started: BTreeSet<String> = arguments::options(given)
-        .iter()
-        .filter(|option| option.name == "device")
-        .filter_map(|option| device_id(option.value.as_deref()?))
-        .collect();
-    let changed = |change: &str, name: &String| {
-        Err(Error::unsupported(format!(
-            "the device `{name}` was {change} since QEMU started; a snapshot of changed hardware cannot be put back"
-        )))
-    };
-    if let Some(name) = now.difference(&started).next() {
-        return changed("added", name);
-    }
-    if let Some(name) = started.difference(&now).next() {
-        return changed("removed", name);
-    }
-    Ok(())
-}
-
 /// Refuses a VM on which somebody else's block job runs.
 pub(crate) fn refuse_block_jobs(qmp: &mut Qmp) -> Result<()> {
     match array(qmp.execute("query-block-jobs", json!({}))?)?.first() {
@@ -147,14 +117,6 @@ pub(crate) fn refuse_block_jobs(qmp: &mut Qmp) -> Result<()> {
             job["type"].as_str().unwrap_or("?"),
         ))),
     }
-}
-
-fn device_id(value: &str) -> Option<String> {
-    if value.starts_with('{') {
-        let json: Value = serde_json::from_str(value).ok()?;
-        return json["id"].as_str().map(str::to_owned);
-    }
-    arguments::value_of(value, "id")
 }
 
 fn disks(qmp: &mut Qmp, directory: &std::path::Path) -> Result<Vec<Disk>> {

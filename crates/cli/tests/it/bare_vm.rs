@@ -23,6 +23,15 @@ pub(crate) struct BareVm {
 impl BareVm {
     /// Starts it, with empty disks of so many bytes.
     pub(crate) fn start(qemu: &Qemu, size: u64) -> Self {
+        Self::start_with(qemu, size, |_| Vec::new())
+    }
+
+    /// The same, with more arguments, which may name files of its folder.
+    pub(crate) fn start_with(
+        qemu: &Qemu,
+        size: u64,
+        more: impl FnOnce(&Path) -> Vec<String>,
+    ) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let vm = Self { tintype: Tintype::within(folder.path()), folder };
         vm.tintype.json(&["init", "--encryption", "none"]);
@@ -44,6 +53,7 @@ impl BareVm {
                 format!("virtio-blk-pci,id={name},drive=node-{name}"),
             ]);
         }
+        line.extend(more(vm.folder.path()));
         let words: Vec<&str> = line.iter().map(String::as_str).collect();
         vm.tintype.json(&[&["vm", "run", "web", "--"], &words[..]].concat());
         vm
@@ -68,10 +78,14 @@ impl BareVm {
 
     /// Has the device of a disk do what `qemu-io` calls it: `write -P 1 0 64k`.
     pub(crate) fn io(&self, disk: &str, command: &str) {
-        let device = format!("/machine/peripheral/{disk}/virtio-backend");
+        self.io_at(&format!("/machine/peripheral/{disk}/virtio-backend"), command);
+    }
+
+    /// The same for a device in any place of the object tree.
+    pub(crate) fn io_at(&self, device: &str, command: &str) {
         let line = format!("qemu-io -d {device} \"{command}\"");
         let said = self.qmp("human-monitor-command", json!({"command-line": line}));
-        assert_eq!(said, "", "{disk}: {command}");
+        assert_eq!(said, "", "{device}: {command}");
     }
 
     /// Gives a disk another size.
@@ -140,7 +154,7 @@ fn must_equal(image: &Path, expected: &Path) {
     image_tool(&["compare", "-q", "-f", "raw", "-F", "raw"], &[image, expected], &[]);
 }
 
-fn image_tool(arguments: &[&str], paths: &[&Path], more: &[&str]) {
+pub(crate) fn image_tool(arguments: &[&str], paths: &[&Path], more: &[&str]) {
     let mut command = Command::new("qemu-img");
     let status = command.args(arguments).args(paths).args(more).status().unwrap();
     assert!(status.success(), "qemu-img {arguments:?} {paths:?}");

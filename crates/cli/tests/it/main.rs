@@ -18,6 +18,7 @@ mod deletion;
 mod documented;
 mod excluded_disks;
 mod export;
+mod hardware;
 mod identity;
 mod import;
 mod interrupt;

@@ -226,6 +226,88 @@ fn an_agent_that_cannot_be_asked_costs_the_consistency_or_the_take() {
     subject.owner("cont");
 }
 
+/// Answers as an agent does: does `$1` to freeze, and says that `$2` were thawed.
+const LIAR: &str = r#"exec 3<>/dev/virtio-ports/org.qemu.guest_agent.0; while :; do
+    read -r line <&3 || { sleep 0.1; continue; }; case "$line" in
+    *sync*) id=${line##*\"id\":}; printf "\377{\"return\": %s}\n" "${id%%[!0-9]*}" >&3;;
+    *freeze-freeze*) $1; echo "{\"return\": 2}" >&3;;
+    *freeze-thaw*) echo "{\"return\": $2}" >&3;;
+    *freeze-status*) echo "{\"return\": \"thawed\"}" >&3;;
+    *) echo "{\"return\": {}}" >&3;; esac; done"#;
+
+#[test]
+fn an_agent_that_dies_hangs_or_lies_while_the_guest_is_frozen() {
+    let Some(mut subject) = start() else { return };
+    let unit = "d=/run/systemd/system/qemu-guest-agent.service.d; mkdir -p $d; \
+                printf '[Service]\\nRestart=no\\n' >$d/no.conf; systemctl daemon-reload";
+    subject.guest.serial().must_run(unit, WITHIN);
+    // It wakes up, and thaws by what was said to it meanwhile.
+    let (report, said) = doing_while_frozen(&mut subject, "kill -STOP $(pidof qemu-ga)");
+    assert_eq!(report["consistency"], "crash", "{report}");
+    assert!(said.contains("may still be frozen") && said.contains("`fsfreeze -u`"), "{said}");
+    subject.guest.serial().must_run("kill -CONT $(pidof qemu-ga)", WITHIN);
+    must_write(subject.guest.serial());
+    let report = subject.take(&REQUIRE);
+    assert_eq!(report["consistency"], "filesystem", "{report}");
+
+    // It is gone, and only the guest's owner can thaw it.
+    let (report, said) = doing_while_frozen(&mut subject, "kill -9 $(pidof qemu-ga)");
+    assert_eq!(report["consistency"], "crash", "{report}");
+    assert!(said.contains("may still be frozen") && said.contains("`fsfreeze -u`"), "{said}");
+    subject.guest.serial().must_run("fsfreeze -u /", WITHIN);
+    must_write(subject.guest.serial());
+
+    // Another one says what was not asked of it: that it froze, that it thawed.
+    let liar = |subject: &mut Subject, arguments: &str| {
+        let start = format!(
+            "printf '%s' '{}' >/run/liar; nohup sh /run/liar {arguments} >/dev/null 2>&1 </dev/null &",
+            LIAR.replace('\n', " ")
+        );
+        subject.guest.serial().must_run(&start, WITHIN);
+        subject.guest.serial().must_run("sleep 1", WITHIN);
+    };
+    liar(&mut subject, "true 0");
+    let report = subject.take(&[]);
+    assert_eq!(report["consistency"], "crash", "it froze none: {report}");
+    let output = subject.tintype.run(&[&["take", "web"], &REQUIRE[..]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("no snapshot was taken; the guest runs as before"), "{errors}");
+    must_write(subject.guest.serial());
+    subject.guest.serial().must_run("pkill -f /run/lia[r]", WITHIN);
+    liar(&mut subject, "'fsfreeze -f /' 2");
+    let report = subject.take(&["--name", "lie"]);
+    assert!(report["duration_ms"].as_u64().unwrap() < 60_000, "{report}");
+    subject.guest.serial().must_run("fsfreeze -u /", WITHIN);
+    must_write(subject.guest.serial());
+}
+
+/// Holds a take while the guest is frozen, does something in the guest, and returns
+/// what the take has come to, and what it said.
+fn doing_while_frozen(subject: &mut Subject, command: &str) -> (Value, String) {
+    let folder = subject.guest.files().folder().to_owned();
+    let (file, said, errors) = (folder.join("held"), folder.join("said"), folder.join("errors"));
+    let mut take = subject
+        .tintype
+        .command()
+        .args(["--json", "take", "web", "--quiesce-timeout", "60"])
+        .env("TINTYPE_TEST_FAULT", format!("take-frozen:{}", file.display()))
+        .stdout(File::create(&said).unwrap())
+        .stderr(File::create(&errors).unwrap())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + WITHIN;
+    while !file.exists() {
+        assert!(Instant::now() < deadline, "it is never frozen");
+        sleep(Duration::from_millis(5));
+    }
+    subject.guest.serial().must_run(command, WITHIN);
+    fs::remove_file(&file).unwrap();
+    let errors = || fs::read_to_string(&errors).unwrap();
+    assert!(take.wait().unwrap().success(), "{}", errors());
+    (serde_json::from_slice(&fs::read(&said).unwrap()).unwrap(), errors())
+}
+
 #[test]
 fn programs_of_the_user_run_around_the_instant() {
     if !is_built(GuestKind::Tiny) || !has_every_mode() {

@@ -1,0 +1,157 @@
+//! A device as a `-device` that makes it again: all that it can be given and that is
+//! not as by default, its id and its bus.
+
+use serde_json::{Value, json};
+
+use super::backend::{self, Backends};
+use super::{Device, option};
+use crate::arguments::OptionWord;
+use crate::error::{Error, Result};
+use crate::inventory::{array, text};
+use crate::qmp::Qmp;
+
+/// Kinds of device that QEMU tells all of, as tests have seen: a snapshot with one of
+/// them loads. Of virtio devices also the variants for older and newer guests.
+const KNOWN: [&str; 12] = [
+    "e1000",
+    "e1000e",
+    "pc-dimm",
+    "scsi-cd",
+    "scsi-hd",
+    "virtconsole",
+    "virtio-balloon-pci",
+    "virtio-blk-pci",
+    "virtio-net-pci",
+    "virtio-rng-pci",
+    "virtio-scsi-pci",
+    "virtio-serial-pci",
+];
+
+/// One more, which is long.
+const PORT: &str = "virtserialport";
+
+/// What a device tells, and cannot be given.
+const TOLD_ONLY: [&str; 4] = ["busnr", "guest-stats", "guest-stats-polling-interval", "size"];
+
+/// Describes a device and what it stands on, or says why that cannot be done.
+pub(super) fn describe(
+    qmp: &mut Qmp,
+    device: &Device,
+    drives: &[Value],
+    backends: &Backends,
+    words: &[OptionWord],
+) -> Result<Result<Vec<OptionWord>, String>> {
+    if device.kind.ends_with("-cpu") {
+        return processor(qmp, device);
+    }
+    let plain = device.kind.trim_end_matches("-transitional").trim_end_matches("-non");
+    if ![&KNOWN[..], &[PORT]].concat().contains(&plain) {
+        return Ok(Err("it is of a kind of which QEMU does not tell all".to_owned()));
+    }
+    let mut described = json!({"driver": device.kind});
+    if let Some(id) = &device.id {
+        described["id"] = id.as_str().into();
+    }
+    if let Some((_, bus)) = device.bus.rsplit_once('/') {
+        if device.bus.starts_with("/machine/peripheral-anon/") {
+            return Ok(Err("what it is plugged into has no id".to_owned()));
+        }
+        described["bus"] = bus.into();
+    }
+    let mut below = Vec::new();
+    let list = json!({"typename": device.kind});
+    for property in array(qmp.execute("device-list-properties", list)?)? {
+        let name = text(&property, "name")?;
+        let kind = text(&property, "type")?;
+        if kind.starts_with("child<") || TOLD_ONLY.contains(&name) {
+            continue;
+        }
+        let asked = qmp.execute("qom-get", json!({"path": device.path, "property": name}));
+        let value = match asked {
+            Ok(value) => value,
+            Err(Error::Refused { .. }) => {
+                return Ok(Err(format!("QEMU does not tell its `{name}`")));
+            }
+            Err(error) => return Err(error),
+        };
+        if property.get("default-value") == Some(&value) {
+            continue;
+        }
+        let given = match (name, &value) {
+            // None, though its kind has one.
+            ("romfile", Value::String(_)) => Ok(Some(value)),
+            (_, Value::Null) => Ok(None),
+            (_, Value::String(text)) if text.is_empty() => Ok(None),
+            (_, Value::Array(list)) if list.is_empty() => Ok(None),
+            (_, Value::Array(_) | Value::Object(_)) => {
+                Err(format!("its `{name}` cannot be given on a command line"))
+            }
+            ("drive", Value::String(name)) => drive(device, drives, name).map(|node| {
+                let name = node["node-name"].clone();
+                below.push(option("blockdev", &node));
+                Some(name)
+            }),
+            ("addr", Value::Number(_)) => Ok(Some(address(device, value))),
+            ("netdev" | "chardev", Value::String(id)) => {
+                backend::on_command_line(words, backends, name, id).map(|()| Some(value))
+            }
+            (_, Value::String(target)) if kind.starts_with("link<") => {
+                match target.strip_prefix("/objects/") {
+                    Some(id) => backend::object(qmp, id, words)?.map(|object| {
+                        below.extend(object.map(|object| option("object", &object)));
+                        Some(id.into())
+                    }),
+                    // A part of its own.
+                    None if target.starts_with(&device.path) => Ok(None),
+                    None => Err(format!("its `{name}` is {target}")),
+                }
+            }
+            _ => Ok(Some(value)),
+        };
+        match given {
+            Ok(Some(value)) => described[name] = value,
+            Ok(None) => {}
+            Err(why) => return Ok(Err(why)),
+        }
+    }
+    below.push(option("device", &described));
+    Ok(Ok(below))
+}
+
+/// Describes the node of a device's drive, under the name that the device calls it by
+/// if that can be given.
+fn drive(device: &Device, drives: &[Value], name: &str) -> Result<Value, String> {
+    let own = format!("{}-medium", device.id.as_deref().unwrap_or("drive"));
+    let name = if name.starts_with('#') { &own } else { name };
+    match drives.iter().find(|drive| device.has_drive(drive)) {
+        Some(drive) => backend::node(drive, name),
+        None => Err("QEMU does not say what its drive is".to_owned()),
+    }
+}
+
+/// Writes the address of a device as a command line has it: for PCI QEMU tells a number
+/// and reads a place, `02.1` (`set_pci_devfn` in hw/core/qdev-properties-system.c).
+pub(super) fn address(device: &Device, value: Value) -> Value {
+    match value.as_u64() {
+        Some(number) if device.kind != "pc-dimm" => {
+            format!("{:02x}.{:x}", number >> 3, number & 7).into()
+        }
+        _ => value,
+    }
+}
+
+/// Describes a processor by its place: what it can do is said by `-cpu` for all.
+fn processor(qmp: &mut Qmp, device: &Device) -> Result<Result<Vec<OptionWord>, String>> {
+    let places = array(qmp.execute("query-hotpluggable-cpus", json!({}))?)?;
+    let Some(place) = places.iter().find(|place| place["qom-path"] == device.path.as_str()) else {
+        return Ok(Err("QEMU does not say where".to_owned()));
+    };
+    let mut described = json!({"driver": device.kind});
+    if let Some(id) = &device.id {
+        described["id"] = id.as_str().into();
+    }
+    for (name, value) in place["props"].as_object().into_iter().flatten() {
+        described[name] = value.clone();
+    }
+    Ok(Ok(vec![option("device", &described)]))
+}
