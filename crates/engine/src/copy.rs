@@ -1,16 +1,17 @@
 //! Copies snapshots to another repository, as a timer may do again and again.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use tintype_repo::{Copier, CopyError, CopyPlan, CopyReport, Kind, Repository, S3Access};
 use tintype_types::{ByteCount, SnapshotId, SnapshotName, VmName};
 
-use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::observer::Step;
+use crate::operations::{Reversal, listed};
 use crate::supervisor::Supervisor;
+use crate::{Engine, is_bucket};
 
 /// What to copy, and where to.
 #[derive(Debug, Clone, Default)]
@@ -116,20 +117,51 @@ impl Engine {
         })?;
         let supervisor = self.supervisor("copying");
         let mut summary = CopySummary { failed: unreadable, ..CopySummary::default() };
-        for snapshot in &chosen {
-            let copied = match params.dry_run {
-                true => copier.plan(snapshot.record.id).map(|plan| planned(snapshot, plan)),
-                false => self.copy_one(&mut copier, snapshot, &supervisor),
-            };
-            let copied = match copied {
-                Ok(copied) => copied,
-                Err(error) => left_out(snapshot, error)
-                    .map_err(|error| self.broken(error, snapshot, params, &summary))?,
-            };
-            summary.add(&copied);
-            each(&copied);
+        let mut made = Vec::new();
+        let mut copy_all = || -> Result<()> {
+            for snapshot in &chosen {
+                let copied = match params.dry_run {
+                    true => copier.plan(snapshot.record.id).map(|plan| planned(snapshot, plan)),
+                    false => self.copy_one(&mut copier, snapshot, &supervisor),
+                };
+                let copied = match copied {
+                    Ok(copied) => copied,
+                    Err(error) => left_out(snapshot, error)
+                        .map_err(|error| self.broken(error, snapshot, params, &summary))?,
+                };
+                if copied.action == CopyAction::Copied {
+                    made.extend(copied.copy.map(|copy| (name_of(snapshot), copy)));
+                }
+                summary.add(&copied);
+                each(&copied);
+            }
+            Ok(())
+        };
+        let done = copy_all();
+        self.log_copies(&source, &target, &params.to, &made);
+        done.map(|()| summary)
+    }
+
+    /// Notes copies on both sides: there, where they can be deleted again, and here,
+    /// where nothing was changed.
+    fn log_copies(
+        &self,
+        source: &Repository,
+        target: &Repository,
+        to: &Path,
+        made: &[(String, SnapshotId)],
+    ) {
+        if made.is_empty() {
+            return;
         }
-        Ok(summary)
+        let (names, snapshots): (Vec<_>, _) = made.iter().cloned().unzip();
+        let names = listed(&names);
+        let there = Some(Reversal::Delete { snapshots });
+        let operation =
+            self.log_operation(target, "copy", format!("copied {names} to here"), there);
+        let place = if is_bucket(to) { to.to_owned() } else { absolute(to) };
+        let did = format!("copied {names} to {}", place.display());
+        self.log_operation(source, "copy", did, Some(Reversal::Elsewhere { place, operation }));
     }
 
     fn copy_one(
@@ -173,7 +205,7 @@ impl Engine {
         params: &CopyParams,
         summary: &CopySummary,
     ) -> Error {
-        let name = format!("{}@{}", snapshot.record.vm_name, snapshot.record.name);
+        let name = name_of(snapshot);
         let to = params.to.display();
         let (what, error) = match side(error) {
             Ok(error) => (format!("cannot read {name}"), error),
@@ -201,6 +233,14 @@ impl CopySummary {
         self.read_bytes.0 += copied.read_bytes.get();
         self.stored_bytes.0 += copied.stored_bytes.get();
     }
+}
+
+fn name_of(snapshot: &Snapshot) -> String {
+    format!("{}@{}", snapshot.record.vm_name, snapshot.record.name)
+}
+
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// Tells which side failed: this one is `Ok`.

@@ -28,6 +28,7 @@ use crate::Engine;
 use crate::details::{Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::observer::Step;
+use crate::operations::{Reversal, listed};
 use crate::quiesce::Quiesced;
 use crate::settings::VmSettings;
 use crate::sink::{Collected, SessionSink};
@@ -105,11 +106,11 @@ impl Engine {
         let known = self.snapshots_of(&repository, vm.state.id)?;
         refuse_others(&plan, &known)?;
         let mut snapshots = Vec::new();
-        for moment in &plan.moments {
+        let imported = plan.moments.iter().try_for_each(|moment| {
             if let Some(known) = known.iter().find(|known| moment.is(known)) {
                 self.place(&mut vm, &known.record)?;
                 snapshots.push(moment.report(Some(&known.record), true));
-                continue;
+                return Ok(());
             }
             let record = work.import(&mut vm, moment, &params.message).map_err(|error| {
                 let state = format!(
@@ -121,8 +122,22 @@ impl Engine {
                 error.state_unless_known(&state).hint_if_full()
             })?;
             snapshots.push(moment.report(Some(&record.record), false));
+            Ok(())
+        });
+        self.log_import(&repository, &plan.vm, &snapshots);
+        imported.map(|()| ImportReport { vm: plan.vm, dry_run: false, snapshots })
+    }
+
+    /// Notes what an import has made, also one that has failed since.
+    fn log_import(&self, repository: &Repository, vm: &VmName, snapshots: &[ImportedSnapshot]) {
+        let made = || snapshots.iter().filter(|snapshot| !snapshot.was_there);
+        let names: Vec<_> = made().map(|snapshot| format!("{vm}@{}", snapshot.name)).collect();
+        if !names.is_empty() {
+            let reversal =
+                Reversal::Delete { snapshots: made().filter_map(|one| one.id).collect() };
+            let did = format!("imported {}", listed(&names));
+            self.log_operation(repository, "import", did, Some(reversal));
         }
-        Ok(ImportReport { vm: plan.vm, dry_run: false, snapshots })
     }
 
     fn plan_import(&self, params: &ImportParams) -> Result<Plan> {

@@ -7,6 +7,7 @@
 //! registration of VMs and to clones changes no repository, and is not here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -49,6 +50,15 @@ pub(crate) enum Reversal {
     Relabel { snapshot: SnapshotId, before: Label, after: Label },
     /// A VM is put back to what it was.
     Revert { vm: VmId, to: SnapshotId },
+    /// What was made is in another repository, whose log has it.
+    Elsewhere { place: PathBuf, operation: Option<u64> },
+}
+
+impl Reversal {
+    /// Whether it is a matter of this repository.
+    fn is_here(&self) -> bool {
+        !matches!(self, Self::Elsewhere { .. })
+    }
 }
 
 /// An operation, as it is kept.
@@ -151,24 +161,24 @@ impl Engine {
             did: entry.did,
             undoes: entry.undoes,
             undone_by: undone.get(&number).copied(),
-            can_be_undone: entry.reversal.is_some(),
+            can_be_undone: entry.reversal.is_some_and(|reversal| reversal.is_here()),
         });
         Ok(shown.collect())
     }
 
-    /// Notes what was done. It is done: that it cannot be noted is told, and is
-    /// no error.
+    /// Notes what was done, and returns its number. It is done: that it cannot be
+    /// noted is told, and is no error.
     pub(crate) fn log_operation(
         &self,
         repository: &Repository,
         verb: &str,
         did: String,
         reversal: Option<Reversal>,
-    ) {
-        self.log_entry(repository, Done { verb, did, reversal, undoes: None });
+    ) -> Option<u64> {
+        self.log_entry(repository, Done { verb, did, reversal, undoes: None })
     }
 
-    fn log_entry(&self, repository: &Repository, done: Done<'_>) {
+    fn log_entry(&self, repository: &Repository, done: Done<'_>) -> Option<u64> {
         self.remember_changed_names(repository);
         let Done { verb, did, reversal, undoes } = done;
         let Caller { host, user, words } = self.config.caller.clone();
@@ -181,11 +191,12 @@ impl Engine {
         let (at, verb) = (Timestamp::now(), verb.to_owned());
         let entry = Entry { at, host, user, verb, command, did, reversal, undoes };
         let value = serde_json::to_value(entry).expect("our own values are plain data");
-        if let Err(error) = repository.log_operation(&value) {
+        let noted = repository.log_operation(&value).inspect_err(|error| {
             self.config.observer.notice(&format!(
                 "it is done, but it could not be written to the log of operations: {error}"
             ));
-        }
+        });
+        noted.ok()
     }
 
     /// Reads the log.
@@ -276,15 +287,24 @@ impl Engine {
             Reversal::Delete { snapshots } => snapshots.iter().any(|id| there.contains(id)),
             Reversal::Relabel { snapshot, .. } => there.contains(snapshot),
             Reversal::Revert { to, .. } => there.contains(to),
+            Reversal::Elsewhere { .. } => false,
         };
         let mut logged = HashSet::new();
-        let mut found = None;
+        let (mut found, mut told) = (None, false);
         for (number, entry) in entries {
             let Some(reversal) = entry.reversal.filter(|_| !undone.contains_key(&number)) else {
                 continue;
             };
             if let Reversal::Restore { snapshots } = &reversal {
                 logged.extend(snapshots.iter().copied());
+            }
+            if found.is_none()
+                && !told
+                && let Reversal::Elsewhere { place, operation } = &reversal
+            {
+                told = true;
+                let there = elsewhere(place, *operation);
+                self.config.observer.notice(&format!("copies stay where they are: {there}"));
             }
             if found.is_none() && entry.verb != UNDO && is_possible(&reversal) {
                 let number = Some(number);
@@ -320,6 +340,11 @@ impl Engine {
                 self.say_again(repository, snapshot, &before, &after)
             }
             Reversal::Revert { vm, to } => self.revert_again(vm, to),
+            Reversal::Elsewhere { place, operation } => {
+                Err(Error::invalid("what this made is in another repository")
+                    .state("nothing was changed")
+                    .hint(elsewhere(&place, operation)))
+            }
         }
     }
 
@@ -441,6 +466,12 @@ fn restored(now: &Label, before: &Label, after: &Label) -> (Label, bool) {
         label.pinned = before.pinned;
     }
     (label, is_untouched)
+}
+
+/// Says what deletes copies.
+fn elsewhere(place: &Path, operation: Option<u64>) -> String {
+    let number = operation.map(|number| format!(" --operation {number}")).unwrap_or_default();
+    format!("`tintype --repo {} undo{number}` deletes them there", place.display())
 }
 
 /// Lists the first few names.

@@ -131,6 +131,60 @@ fn of_a_revert_is_taken_back() {
 }
 
 #[test]
+fn of_a_copy_is_in_both_logs_and_is_taken_back_there() {
+    let vm = SwitchedOff::start();
+    vm.take("a", 1);
+    vm.take("b", 2);
+    let other = vm.path("other");
+    vm.tintype.json(&["--repo", &other, "init"]);
+    vm.tintype.lines(&["copy", "--all", "--to", &other]);
+    let here = &log(&vm)[0];
+    assert_eq!(here["did"], format!("copied web@a, web@b to {other}"));
+    assert_eq!((&here["verb"], &here["can_be_undone"]), (&json!("copy"), &json!(false)));
+    let of_there = vm.tintype.lines(&["--repo", &other, "op", "log"]);
+    assert_eq!(of_there[0]["did"], "copied web@a, web@b to here");
+    let command = format!("`tintype --repo {other} undo --operation {}`", of_there[0]["number"]);
+    let refused = vm.fail(2, &["undo", "--operation", &number(&vm)]);
+    assert!(refused.contains(&format!("{command} deletes them there")), "{refused}");
+
+    // What is there already is no operation, nor is what was only planned.
+    vm.tintype.lines(&["copy", "--all", "--to", &other]);
+    assert_eq!(log(&vm)[0], *here);
+    // Here, what was done before it is taken back, and it is said that copies stay.
+    let undone = vm.tintype.run(&["undo"]);
+    let said = String::from_utf8(undone.stderr).unwrap();
+    assert!(undone.status.success() && said.contains(&command), "{said}");
+    assert_eq!(vm.snapshots(), ["a"]);
+    let names = || vm.tintype.lines(&["--repo", &other, "log"]).len();
+    assert_eq!(names(), 2);
+    let undone = vm.tintype.json(&["--repo", &other, "undo"]);
+    assert_eq!((&undone["undone"], names()), (&json!("copy"), 0));
+    let number = vm.tintype.lines(&["--repo", &other, "op", "log"])[0]["number"].to_string();
+    vm.tintype.json(&["--repo", &other, "undo", "--operation", &number]);
+    assert_eq!(names(), 2, "and that is taken back");
+}
+
+#[test]
+fn of_an_import_deletes_what_it_made() {
+    let vm = SwitchedOff::start();
+    vm.write(7);
+    let image = vm.path("image.raw");
+    std::fs::copy(vm.disk(), &image).unwrap();
+    let planned = ["import", &image, "--vm", "old", "--dry-run"];
+    vm.tintype.json(&planned);
+    assert_eq!(log(&vm), Vec::<Value>::new(), "nothing was done");
+    vm.tintype.json(&planned[..4]);
+    let newest = &log(&vm)[0];
+    assert_eq!((&newest["verb"], &newest["did"]), (&json!("import"), &json!("imported old@image")));
+    vm.tintype.json(&planned[..4]);
+    assert_eq!(log(&vm).len(), 1, "what was there is not made again");
+    assert_eq!(vm.tintype.json(&["undo"])["undone"], "import");
+    assert_eq!(vm.snapshots(), Vec::<String>::new());
+    vm.tintype.json(&["undo", "--operation", &number(&vm)]);
+    assert_eq!(vm.snapshots(), ["image"]);
+}
+
+#[test]
 fn are_drawn_with_their_branches() {
     let vm = SwitchedOff::start();
     for (name, state) in [("base", 1), ("left", 2)] {
