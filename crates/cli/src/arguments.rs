@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use tintype_engine::{DEFAULT_GRACE, Period};
 use tintype_types::{ByteCount, SnapshotName, VmName};
 
 use crate::clone::CloneArguments;
@@ -53,6 +54,10 @@ pub(crate) struct Globals {
     #[arg(long, global = true, env = "TINTYPE_REPO_BUDGET", value_name = "SIZE",
           value_parser = size)]
     pub(crate) repo_budget: Option<ByteCount>,
+    /// How long `gc` keeps what is deleted, so that it can be put back, such as 12h or 1m.
+    #[arg(long, global = true, env = "TINTYPE_GRACE", value_name = "PERIOD",
+          default_value_t = DEFAULT_GRACE)]
+    pub(crate) grace: Period,
     /// How much may go to and come from a bucket in a second, such as 20M.
     #[arg(long, global = true, env = "TINTYPE_LIMIT_RATE", value_name = "SIZE",
           value_parser = size)]
@@ -150,7 +155,7 @@ pub(crate) enum Command {
     Export(ExportArguments),
     /// Copy snapshots to another repository: what it lacks, checked and encrypted for it.
     Copy(CopyArguments),
-    /// Delete snapshots. It can be undone until `gc` has freed their space.
+    /// Delete snapshots. It can be undone for a week, or as long as --grace says.
     Rm {
         /// The snapshots.
         #[arg(required = true)]
@@ -163,6 +168,9 @@ pub(crate) enum Command {
     Prune(Box<PruneArguments>),
     /// Take back the last thing that was done. Again, and it takes back the one before.
     Undo {
+        /// Put back these deleted snapshots instead: VM@NAME, or the start of an id.
+        #[arg(conflicts_with = "operation")]
+        snapshots: Vec<String>,
         /// Take back this one, by its number in `op log`; of an undo, it does it again.
         #[arg(long, value_name = "N")]
         operation: Option<u64>,
@@ -177,6 +185,9 @@ pub(crate) enum Command {
         /// Only say what would be freed, and what would be waited for.
         #[arg(long)]
         dry_run: bool,
+        /// Free what is deleted at once, however long ago: nothing of it can be put back.
+        #[arg(long)]
+        now: bool,
     },
     /// Say how much space snapshots take, alone and together.
     Du {

@@ -10,8 +10,8 @@ use std::time::Duration;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
-    Caller, Cancel, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams, Result,
-    RevertParams, S3Access, TakeParams, Way,
+    Caller, Cancel, CollectionParams, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams,
+    Result, RevertParams, S3Access, TakeParams, Way,
 };
 use tintype_types::{ByteCount, VmName};
 
@@ -75,16 +75,21 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             return copy::run(engine, arguments, globals.limit_rate, output);
         }
         Command::Rm { snapshots, dry_run } => {
-            removal::remove(engine, &snapshots, dry_run, output)?;
+            removal::remove(engine, &snapshots, (dry_run, globals.grace), output)?;
         }
-        Command::Prune(arguments) => return prune::run(engine, *arguments, output),
-        Command::Undo { operation } => removal::undo(engine, operation, output)?,
+        Command::Prune(arguments) => return prune::run(engine, *arguments, globals.grace, output),
+        Command::Undo { snapshots, .. } if !snapshots.is_empty() => {
+            removal::undelete(engine, &snapshots, output)?;
+        }
+        Command::Undo { operation, .. } => removal::undo(engine, operation, output)?,
         Command::Op(OpCommand::Log { limit }) => log::operations(engine, limit, output)?,
         Command::Op(OpCommand::Undo { operation }) => {
             removal::undo(engine, Some(operation), output)?;
         }
         Command::Label(command) => labels::run(engine, command, output)?,
-        Command::Gc { dry_run } => removal::collect(engine, dry_run, output)?,
+        Command::Gc { dry_run, now } => {
+            removal::collect(engine, CollectionParams { dry_run, now }, output)?;
+        }
         Command::Du { names } => removal::space(engine, &names, output)?,
         Command::Verify(arguments) => return verify::run(engine, &arguments, output),
         Command::Repair { from } => {
@@ -235,6 +240,7 @@ pub(crate) fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig>
         s3: s3_access(&[""], globals.limit_rate),
         cache_limit: globals.cache_size,
         budget: globals.repo_budget,
+        grace: globals.grace,
         keys: keys::at_hand(globals)?,
         environment: QEMU_VARIABLES
             .iter()

@@ -27,7 +27,7 @@ pub(crate) struct LogArguments {
     /// Only those with this tag; with several, those that have all.
     #[arg(long = "tag", value_name = "K[=V]")]
     tags: Vec<String>,
-    /// Those that are deleted and can be put back.
+    /// Those that are deleted and can be put back: how much they hold, when they go.
     #[arg(long, conflicts_with = "tags")]
     deleted: bool,
 }
@@ -176,7 +176,17 @@ fn trash(deleted: &[DeletedSnapshot], limit: usize, now: Timestamp, output: &Out
         let name = output.painted(format!("{}@{}", report.vm, report.name), "33;1");
         let when = one.deleted.map_or_else(|| "some day".to_owned(), |at| age(now, at));
         let created = report.created.strftime("%Y-%m-%d %H:%M:%S UTC");
-        let _ = writeln!(text, "{name} {}  {created}, deleted {when}", report.id.short());
+        let _ = write!(text, "{name} {}  {created}, deleted {when}", report.id.short());
+        if let Some(bytes) = one.exclusive_bytes {
+            let _ = write!(text, ", {bytes} alone");
+        }
+        match one.kept_until {
+            Some(until) if until > now => {
+                let _ = writeln!(text, ", goes {}", age(now, until));
+            }
+            Some(_) => text.push_str(", goes with the next `tintype gc`\n"),
+            None => text.push_str(", goes with `tintype gc --now`\n"),
+        }
     }
     text
 }

@@ -102,30 +102,43 @@ impl KeepArguments {
 }
 
 /// Prunes.
-pub(crate) fn run(engine: &Engine, arguments: PruneArguments, output: &Output) -> Result<Exit> {
+pub(crate) fn run(
+    engine: &Engine,
+    arguments: PruneArguments,
+    grace: Period,
+    output: &Output,
+) -> Result<Exit> {
     let PruneArguments { vm, all: _, keep, dry_run, trust_clock } = arguments;
     let params = PruneParams { policy: keep.policy(), dry_run, trust_clock };
     let report = match &vm {
         Some(vm) => engine.prune(vm, &params)?,
         None => engine.prune_all(&params)?,
     };
-    output.result(&report, || pruned(&report));
+    output.result(&report, || pruned(&report, grace));
     let refused = report.vms.iter().any(|vm| vm.refused.is_some());
     Ok(if refused { Exit::Refused } else { Exit::Done })
 }
 
-fn pruned(report: &PruneReport) -> String {
+fn pruned(report: &PruneReport, grace: Period) -> String {
     let mut text = String::new();
     report.vms.iter().for_each(|vm| decisions(&mut text, vm));
     let count = report.removed.len();
-    let freed = report.freed_bytes.map_or_else(String::new, |freed| {
-        format!("; `tintype gc` {} {freed}", if report.dry_run { "would free" } else { "frees" })
-    });
+    let freed = |verb: &str, when: &str| {
+        let freed = report.freed_bytes.map(|bytes| format!("; `tintype gc` {verb} {bytes} {when}"));
+        freed.unwrap_or_default()
+    };
     let _ = match (count, report.dry_run) {
         (0, _) => write!(text, "nothing to delete"),
-        (_, true) => write!(text, "would delete {count} snapshots{freed}"),
+        (_, true) => {
+            let freed = freed("would free", &format!("after {grace}"));
+            write!(text, "would delete {count} snapshots{freed}")
+        }
         (_, false) => {
-            write!(text, "deleted {count} snapshots, which `tintype undo` takes back{freed}")
+            let freed = freed("frees", "after that");
+            write!(
+                text,
+                "deleted {count} snapshots, which `tintype undo` takes back for {grace}{freed}"
+            )
         }
     };
     text

@@ -2,7 +2,11 @@
 
 use std::fmt::Write;
 
-use tintype_engine::{CollectionReport, Engine, NotCompacted, Result, SpaceReport, VmSpace};
+use jiff::Timestamp;
+use tintype_engine::{
+    CollectionParams, CollectionReport, Engine, NotCompacted, Period, Result, SpaceReport,
+    TrashReport, VmSpace,
+};
 
 use crate::output::Output;
 
@@ -10,7 +14,7 @@ use crate::output::Output;
 pub(crate) fn remove(
     engine: &Engine,
     snapshots: &[String],
-    dry_run: bool,
+    (dry_run, grace): (bool, Period),
     output: &Output,
 ) -> Result<()> {
     let report = engine.remove(snapshots, dry_run)?;
@@ -18,8 +22,12 @@ pub(crate) fn remove(
         let ids: Vec<_> = report.removed.iter().map(|id| id.short()).collect();
         let ids = ids.join(", ");
         match report.freed_bytes {
-            Some(freed) => format!("would delete {ids}; `tintype gc` would free {freed}"),
-            None => format!("deleted {ids}; `tintype undo` takes it back until `tintype gc`"),
+            Some(freed) => format!(
+                "would delete {ids}; `tintype gc` would free {freed} after {grace}, with --now at once"
+            ),
+            None => format!(
+                "deleted {ids}; `tintype undo` takes it back for {grace}, until a `gc` after that"
+            ),
         }
     });
     Ok(())
@@ -35,9 +43,16 @@ pub(crate) fn undo(engine: &Engine, operation: Option<u64>, output: &Output) -> 
     Ok(())
 }
 
+/// Puts back deleted snapshots.
+pub(crate) fn undelete(engine: &Engine, snapshots: &[String], output: &Output) -> Result<()> {
+    let report = engine.undelete(snapshots)?;
+    output.result(&report, || report.did.clone());
+    Ok(())
+}
+
 /// Frees space.
-pub(crate) fn collect(engine: &Engine, dry_run: bool, output: &Output) -> Result<()> {
-    let report = engine.collect_garbage(dry_run)?;
+pub(crate) fn collect(engine: &Engine, params: CollectionParams, output: &Output) -> Result<()> {
+    let report = engine.collect_garbage(params)?;
     output.result(&report, || collected(&report));
     Ok(())
 }
@@ -66,7 +81,38 @@ fn collected(report: &CollectionReport) -> String {
             "; what others still hold was not moved, since something is damaged: `tintype verify` says what"
         }
     });
+    if let Some(waiting) = in_trash(&report.trash) {
+        let _ = write!(text, "\n{waiting}; `tintype gc --now` frees them at once");
+    }
     text
+}
+
+/// Says what waits in the trash, if anything does.
+fn in_trash(trash: &TrashReport) -> Option<String> {
+    let TrashReport { snapshots, bytes, until, doubted } = trash;
+    let are = match snapshots {
+        0 => return None,
+        1 => "1 deleted snapshot waits".to_owned(),
+        more => format!("{more} deleted snapshots wait"),
+    };
+    let mut text = format!("{are} in the trash");
+    if let Some(bytes) = bytes {
+        let _ = write!(text, ", {bytes} that nobody else needs");
+    }
+    if let Some(until) = until {
+        let _ = write!(text, ", the first until {}", time(*until));
+    }
+    if *doubted > 0 {
+        let _ = write!(
+            text,
+            "; of {doubted} the time seems to be over, but the clock may have jumped, since nothing happened here for long"
+        );
+    }
+    Some(text)
+}
+
+fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// Says how much space snapshots take.
@@ -97,6 +143,9 @@ fn taken(report: &SpaceReport) -> String {
         report.shared_bytes,
         report.repository_bytes
     );
+    if let Some(waiting) = in_trash(&report.trash) {
+        let _ = writeln!(text, "{waiting}");
+    }
     if let (Some(overall), Some(deduplication), Some(compression)) =
         (report.ratio.overall, report.ratio.deduplication, report.ratio.compression)
     {

@@ -217,8 +217,10 @@ impl Engine {
             summary.copied
         ));
         made.hint(match is_full {
-            true => "make room there; the same command then goes on where this one stopped",
-            false => "the same command goes on where this one stopped",
+            true => format!(
+                "make room there, as `tintype --repo {to} gc --now` does if something is deleted there; the same command then goes on where this one stopped"
+            ),
+            false => "the same command goes on where this one stopped".to_owned(),
         })
     }
 }

@@ -13,6 +13,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What to do when something of the repository is damaged.
 pub(crate) const DAMAGE_HINT: &str = "`tintype verify --read-data` lists what is damaged and what that costs, `tintype repair` mends what it can";
 
+/// What to do when the place of the repository is full.
+pub(crate) const FULL_HINT: &str = "`tintype gc --now` frees what is deleted (`tintype log --deleted` lists it); `tintype prune` or `rm` delete more";
+
 /// The stable kinds of [`Error`]; front ends choose their exit code by it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ErrorKind {
@@ -82,6 +85,9 @@ impl Error {
         if repository == Some(tintype_repo::Kind::Damaged) {
             self.hint.get_or_insert_with(|| DAMAGE_HINT.to_owned());
         }
+        if repository == Some(tintype_repo::Kind::NoSpace) {
+            self.hint.get_or_insert_with(|| FULL_HINT.to_owned());
+        }
         self.source = Some(source);
         self
     }
@@ -121,8 +127,7 @@ impl Error {
         while let Some(source) = cause {
             let kind = source.downcast_ref::<std::io::Error>().map(std::io::Error::kind);
             if kind == Some(std::io::ErrorKind::StorageFull) {
-                return self
-                    .hint("make room there, or give a repository in a larger place with --repo");
+                return self.hint("make room there, as `tintype gc --now` does for what is deleted, or give a repository in a larger place with --repo");
             }
             cause = source.source();
         }

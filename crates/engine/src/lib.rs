@@ -13,6 +13,7 @@ mod doctor;
 mod error;
 mod export;
 mod files;
+mod grace;
 mod growth;
 mod heal;
 mod home;
@@ -50,6 +51,7 @@ mod space;
 mod supervisor;
 mod take;
 mod tracking;
+mod trash;
 mod verify;
 mod vms;
 mod watchdog;
@@ -72,6 +74,7 @@ pub use details::{
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{ExportFormat, ExportParams, ExportReport};
+pub use grace::DEFAULT_GRACE;
 pub use growth::Growth;
 pub use home::Home;
 pub use import::{ImportParams, ImportReport, ImportedSnapshot};
@@ -85,7 +88,7 @@ pub use operations::{Caller, Operation, UndoReport};
 pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
 pub use quiesce::{Quiesce, QuiesceParams, Quiesced};
-pub use removal::{CollectionReport, DeletedSnapshot, NotCompacted, RemovalReport};
+pub use removal::RemovalReport;
 pub use repair::RepairSummary;
 pub use restore::{RestoreParams, RestoreReport};
 pub use revert::{RevertParams, RevertReport};
@@ -97,6 +100,7 @@ pub use tintype_repo::{Encryption, KeySlot, Origin, S3Access};
 pub use tintype_retention::{Count, Period, Policy, TagSet};
 use tintype_vm::Agent;
 pub use tintype_vm::{Cancel, MovedPort, Way};
+pub use trash::{CollectionParams, CollectionReport, DeletedSnapshot, NotCompacted, TrashReport};
 pub use verify::{LostPart, VerifySummary};
 pub use vms::{VmReport, VmState};
 
@@ -137,6 +141,8 @@ pub struct EngineConfig {
     pub cache_limit: ByteCount,
     /// How much the repository may hold.
     pub budget: Option<ByteCount>,
+    /// How long what is deleted can be put back at least.
+    pub grace: Period,
     /// What opens the repository, besides the key file in the home.
     pub keys: Vec<Encryption>,
     /// Variables of the environment for QEMUs that are started.

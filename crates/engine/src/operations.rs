@@ -15,6 +15,7 @@ use tintype_repo::{Deleted, Kind, Label, Repository};
 use tintype_types::{SnapshotId, VmId, VmName};
 
 use crate::Engine;
+use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::lazy::LoadMode;
 use crate::removal::names_of;
@@ -199,6 +200,12 @@ impl Engine {
         noted.ok()
     }
 
+    /// Returns when things were done, by the clocks of those who did them.
+    pub(crate) fn times_of_operations(&self, repository: &Repository) -> Result<Vec<Timestamp>> {
+        let History { entries, .. } = self.entries(repository)?;
+        Ok(entries.into_iter().map(|(_, entry)| entry.at).collect())
+    }
+
     /// Reads the log.
     fn entries(&self, repository: &Repository) -> Result<History> {
         let logged = repository
@@ -254,6 +261,35 @@ impl Engine {
             snapshots: back.ids,
             names: back.names,
         })
+    }
+
+    /// Puts back single snapshots from the trash, by their names or ids.
+    pub fn undelete(&self, names: &[String]) -> Result<UndoReport> {
+        let repository = self.repository()?;
+        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
+        let mut trash = self.in_trash(&repository, deleted.clone())?;
+        trash.sort_by_key(|(snapshot, _)| (snapshot.record.sequence, snapshot.record.created));
+        let trash: Vec<Snapshot> = trash.into_iter().map(|(snapshot, _)| snapshot).collect();
+        let mut ids = Vec::new();
+        for name in names {
+            let id = match (self.find_among(&trash, name, None), name.parse()) {
+                (Ok(snapshot), _) => snapshot.record.id,
+                // One whose record is damaged, by its whole id.
+                (Err(_), Ok(id)) if deleted.iter().any(|one| one.id == id) => id,
+                (Err(error), _) => {
+                    return Err(Error::invalid(format!("cannot put back `{name}`"))
+                        .because(error)
+                        .hint("`tintype log --deleted` lists what can be put back, with its ids"));
+                }
+            };
+            ids.push(id);
+        }
+        let back = self.put_back(&repository, &deleted, &ids)?;
+        let did = back.did.clone();
+        let done = Done { verb: UNDO, did, reversal: back.reversal, undoes: None };
+        self.log_entry(&repository, done);
+        let (undone, did) = ("rm".to_owned(), back.did);
+        Ok(UndoReport { undone, operation: None, did, snapshots: back.ids, names: back.names })
     }
 
     fn certain(&self, repository: &Repository, number: u64) -> Result<Candidate> {
@@ -323,7 +359,7 @@ impl Engine {
         found.map(|(_, candidate)| candidate).ok_or_else(|| {
             Error::invalid("there is nothing to undo")
                 .state("nothing was changed")
-                .hint("a deletion can be undone until `tintype gc` has freed its space; `tintype op log` shows what was done")
+                .hint("`tintype log --deleted` lists what is deleted and can be put back; `tintype op log` shows what was done")
         })
     }
 

@@ -15,7 +15,7 @@ use crate::details::{Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::intent::Intent;
 use crate::operations::{Reversal, listed};
-use crate::removal::names_of;
+use crate::removal::{instant_of_deletion, names_of};
 use crate::settings::empty_policy;
 
 /// How to prune.
@@ -114,8 +114,9 @@ impl Engine {
         let sentence = match self.prune(vm, &PruneParams::default()) {
             Ok(report) if report.removed.is_empty() => return,
             Ok(report) => format!(
-                "pruned {} snapshots; `tintype undo` takes it back until `tintype gc`",
-                report.removed.len()
+                "pruned {} snapshots; `tintype undo` takes it back for {}",
+                report.removed.len(),
+                self.config.grace
             ),
             Err(error) => {
                 let why = std::error::Error::source(&error).map(ToString::to_string);
@@ -150,11 +151,11 @@ impl Engine {
         let removed: Vec<SnapshotId> = plans.iter().flat_map(Plan::removed).collect();
         let (freed_bytes, exclusive) = self.shares_for(&repository, &removed);
         if !params.dry_run && !removed.is_empty() {
-            repository.remove_all(&removed).map_err(|error| {
-                Error::failed("cannot delete").because(error).state("some may be deleted already")
-            })?;
             let all: Vec<Snapshot> =
                 plans.iter().flat_map(|plan| plan.snapshots.iter().cloned()).collect();
+            repository.remove_all(&removed, instant_of_deletion(&all)).map_err(|error| {
+                Error::failed("cannot delete").because(error).state("some may be deleted already")
+            })?;
             let did = format!("deleted {}", listed(&names_of(&all, &removed)));
             let reversal = Reversal::Restore { snapshots: removed.clone() };
             self.log_operation(&repository, "prune", did, Some(reversal));

@@ -1,12 +1,12 @@
-//! Deletes snapshots, lists what can be put back, and frees the space of what is gone.
+//! Deletes snapshots: they go to the trash, and can be put back from there.
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tintype_repo::{Deleted, GcParams, Repository, Skipped};
-use tintype_types::{ByteCount, SnapshotId, VmName};
+use tintype_repo::Repository;
+use tintype_types::{ByteCount, SnapshotId};
 
 use crate::Engine;
-use crate::details::{Snapshot, SnapshotReport};
+use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
 use crate::operations::{Reversal, listed};
@@ -23,47 +23,9 @@ pub struct RemovalReport {
     pub freed_bytes: Option<ByteCount>,
 }
 
-/// A snapshot that is deleted and can be put back.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct DeletedSnapshot {
-    /// The snapshot.
-    #[serde(flatten)]
-    pub snapshot: SnapshotReport,
-    /// When it was deleted, by the clock of who did.
-    pub deleted: Option<Timestamp>,
-}
-
-/// What a collection has freed, or would free.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct CollectionReport {
-    /// Whether nothing was done.
-    pub dry_run: bool,
-    /// Segments that were removed.
-    pub segments: u64,
-    /// How many bytes fewer the repository has; in a dry run as far as it can be
-    /// told beforehand.
-    pub freed_bytes: ByteCount,
-    /// Snapshots being taken that have to end first.
-    pub waiting_for: u64,
-    /// Segments of which little was needed, that were emptied first.
-    pub compacted_segments: u64,
-    /// Why others were not.
-    pub not_compacted: Option<NotCompacted>,
-}
-
-/// Why segments were not emptied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum NotCompacted {
-    /// There is no room for what is moved.
-    NoSpace,
-    /// Something is damaged.
-    Damaged,
-}
-
 impl Engine {
-    /// Deletes snapshots in one act. It can be undone until the next collection. A dry run
-    /// says what that would free.
+    /// Deletes snapshots in one act. It can be undone until a collection ends it, when
+    /// its grace is over. A dry run says what that would free.
     pub fn remove(&self, names: &[String], dry_run: bool) -> Result<RemovalReport> {
         let repository = self.repository()?;
         let all = self.all_snapshots(&repository)?;
@@ -99,39 +61,9 @@ impl Engine {
     ) -> Result<()> {
         refuse_pinned(repository, all, ids)?;
         self.refuse_needed(ids)?;
-        repository.remove_all(ids).map_err(|error| {
+        repository.remove_all(ids, instant_of_deletion(all)).map_err(|error| {
             Error::failed("cannot delete").because(error).state("some may be deleted already")
         })
-    }
-
-    /// Lists what is deleted and can be put back, of a VM or of all, the newest
-    /// deletion first.
-    pub fn deleted(&self, vm: Option<&VmName>) -> Result<Vec<DeletedSnapshot>> {
-        let repository = self.repository()?;
-        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
-        let labels = repository.labels().map_err(Error::step("cannot list what is deleted"))?;
-        let id = vm.and_then(|vm| self.vm_state(vm).ok()).map(|state| state.id);
-        let is_of = |snapshot: &Snapshot| match (vm, id) {
-            (_, Some(id)) => snapshot.record.vm == id,
-            (Some(vm), None) => snapshot.record.vm_name == *vm,
-            (None, None) => true,
-        };
-        let mut found = Vec::new();
-        for Deleted { id, at, record, .. } in deleted {
-            let Some(snapshot) = record.and_then(|record| Snapshot::read(record).ok()) else {
-                let notice = format!("the record of a deleted snapshot cannot be read: {id}");
-                self.config.observer.notice(&notice);
-                continue;
-            };
-            let snapshot = match labels.of.get(&id) {
-                Some(label) => snapshot.labelled(label),
-                None => snapshot,
-            };
-            if is_of(&snapshot) {
-                found.push(DeletedSnapshot { snapshot: snapshot.report(), deleted: at });
-            }
-        }
-        Ok(found)
     }
 
     /// Finds a snapshot to delete; one whose record is damaged, by its whole id.
@@ -169,36 +101,13 @@ impl Engine {
         }
         Ok(())
     }
+}
 
-    /// Frees what no snapshot needs; in a dry run only says what that is.
-    pub fn collect_garbage(&self, dry_run: bool) -> Result<CollectionReport> {
-        let mut params = GcParams::default();
-        params.dry_run = dry_run;
-        let repository = self.repository()?;
-        let collected = repository.gc(params, &self.supervisor("collecting"));
-        let report = collected.map_err(|error| {
-            Error::failed("cannot collect garbage")
-                .because(error)
-                .state("what snapshots need is where it was")
-        })?;
-        let compaction = report.compaction;
-        let freed = report.freed_bytes.get() + compaction.gain_bytes.get();
-        let freed_bytes = ByteCount(freed.saturating_sub(compaction.written_bytes.get()));
-        if !dry_run && report.segments > 0 {
-            self.log_operation(&repository, "gc", format!("freed {freed_bytes}"), None);
-        }
-        Ok(CollectionReport {
-            dry_run,
-            segments: report.segments + if dry_run { compaction.segments } else { 0 },
-            freed_bytes,
-            waiting_for: report.waiting_for,
-            compacted_segments: compaction.segments,
-            not_compacted: compaction.skipped.map(|skipped| match skipped {
-                Skipped::NoSpace => NotCompacted::NoSpace,
-                Skipped::Damaged => NotCompacted::Damaged,
-            }),
-        })
-    }
+/// Returns the time of a deletion: that of our clock, but none before a snapshot
+/// was taken. A clock that has gone back must not make a deletion look old.
+pub(crate) fn instant_of_deletion(all: &[Snapshot]) -> Timestamp {
+    let newest = all.iter().map(|snapshot| snapshot.record.created).max();
+    newest.unwrap_or_default().max(Timestamp::now())
 }
 
 /// Refuses to delete what is pinned, even if its record is damaged.

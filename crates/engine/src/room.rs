@@ -99,7 +99,7 @@ impl Bound {
         };
         let meaning = match outlook.meaning() {
             Some(meaning) => format!(
-                "{}: {meaning}; `tintype prune` or `rm`, and then `gc`, free it",
+                "{}: {meaning}; `tintype gc --now` frees what is deleted, and `prune` or `rm` delete",
                 self.told()
             ),
             None => self.told(),
@@ -191,7 +191,10 @@ impl Engine {
         Err(Error::refused(format!("there is no room for a snapshot of `{}`", vm.name))
             .because(format!("{}{least}", full.told()))
             .state("no snapshot was taken; nothing was changed")
-            .hint("`tintype du` shows what takes space; `tintype prune` or `rm`, and then `gc`, free it; --ignore-space tries all the same"))
+            .hint(format!(
+                "{}`tintype du` shows what takes space; `tintype prune` or `rm`, and then `gc --now`, free it; --ignore-space tries all the same",
+                self.hint_of_trash(repository).map_or_else(String::new, |hint| hint + "; ")
+            )))
     }
 
     /// Says after a take that the next ones may not fit.

@@ -1,9 +1,9 @@
 //! Says how much space snapshots take: what they need, and what they alone need.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde::Serialize;
-use tintype_repo::{Repository, SessionStats, Shares};
+use tintype_repo::{Due, Repository, SessionStats, Shares};
 use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
 
 use crate::Engine;
@@ -11,6 +11,7 @@ use crate::details::{Snapshot, SnapshotReport};
 use crate::error::{Error, Result};
 use crate::growth::{Growth, Stored, days_to_fill, growth, number};
 use crate::room::Bound;
+use crate::trash::TrashReport;
 
 /// A snapshot in a log.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -41,6 +42,8 @@ pub struct SpaceReport {
     pub vms: Vec<VmSpace>,
     /// What bounds the repository.
     pub bounds: Vec<Bound>,
+    /// What is deleted and can be put back, of all VMs.
+    pub trash: TrashReport,
     /// In how many days the first of these is full, as all VMs grow now.
     pub days_to_full: Option<f64>,
     /// Each of them, oldest first.
@@ -149,6 +152,7 @@ impl Engine {
             ratio: ratio(&chosen, logical_bytes, together.referenced_bytes),
             days_to_full: fills.min_by(f64::total_cmp),
             bounds,
+            trash: self.trash(&repository, &Due::Only(HashSet::new()))?,
             vms: vms.into_iter().filter(|(id, _)| is_chosen(id)).map(|(_, vm)| vm).collect(),
             snapshots: shares.snapshots.iter().filter_map(of).collect(),
         })

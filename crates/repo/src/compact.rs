@@ -22,7 +22,7 @@ use tintype_types::ByteCount;
 use crate::epoch::Segments;
 use crate::frame::{self, Codec, FrameHeader, FrameKind, HEADER_LEN};
 use crate::gc::GcReport;
-use crate::gone::Deletions;
+use crate::gone::{Deletions, Due};
 use crate::history::{History, Reading};
 use crate::index;
 use crate::parallel;
@@ -71,9 +71,10 @@ pub struct CompactionReport {
 pub(crate) fn estimate(
     vault: &Vault,
     params: &CompactionParams,
+    due: &Due,
     supervisor: &dyn Supervisor,
 ) -> Result<CompactionReport, Error> {
-    let survey = Survey::read(vault, false);
+    let survey = Survey::read(vault, |deletions, id| deletions.has_due(id, due));
     let plan = survey
         .and_then(|survey| survey.plan(vault, params, (u64::MAX, &Segments::new()), supervisor));
     let (plan, skipped) = match plan {
@@ -156,7 +157,7 @@ fn choose(
     supervisor: &dyn Supervisor,
 ) -> Result<Option<(Survey, Plan)>, Error> {
     let look = || {
-        let survey = Survey::read(vault, true)?;
+        let survey = Survey::read(vault, Deletions::has_collected)?;
         let plan = survey.plan(vault, params, limits, supervisor)?;
         Ok(plan.map(|plan| (survey, plan)))
     };
@@ -206,7 +207,8 @@ impl<'a> Step<'a> {
         let history = History::read(vault, Reading::Known, |id| deletions.has_collected(id))?;
         history.must_be_whole()?;
         let mut records = Vec::new();
-        for id in history.snapshots().filter(|id| !deletions.has(*id)) {
+        // A deletion that is open may be undone, so what it deleted is moved too.
+        for id in history.snapshots().filter(|id| !deletions.has_collected(*id)) {
             let Some(record) = history.current(id)? else { continue };
             let needed = match forbidden.is_empty() {
                 true => Segments::new(),

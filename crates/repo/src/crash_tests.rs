@@ -6,7 +6,7 @@
 //! way is there completely or not at all; the repository opens, verifies and
 //! works on without repair.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -18,8 +18,8 @@ use crate::repository::create_in;
 use crate::store::LocalStore;
 use crate::store::simulated::{Dice, Fault, SimulatedDisk};
 use crate::{
-    CompactionParams, Error, GcParams, ImageParams, InitParams, NamedImage, Repository, Session,
-    SessionParams, Skipped, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
+    CompactionParams, Due, Error, GcParams, ImageParams, InitParams, NamedImage, Repository,
+    Session, SessionParams, Skipped, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
 };
 
 /// Returns a number from the environment, for longer runs by hand:
@@ -48,6 +48,7 @@ const STEPS: &[Step] = &[
     Step { name: "collect", perform: collect_step },
     Step { name: "label", perform: label_step },
     Step { name: "compact", perform: compact_step },
+    Step { name: "compact the trash", perform: spare_step },
     Step { name: "verify", perform: |repository, _, _| verify(repository) },
 ];
 
@@ -182,6 +183,13 @@ fn compact_step(repository: &Repository, _: u64, expected: &mut Expected) -> Res
     Ok(())
 }
 
+/// Collects nothing that is deleted, and moves it with the rest.
+fn spare_step(repository: &Repository, _: u64, _: &mut Expected) -> Result<(), Error> {
+    let report = repository.gc(GcParams { due: Due::Only(HashSet::new()), ..eager() }, &())?;
+    assert_ne!(report.compaction.skipped, Some(Skipped::Damaged));
+    Ok(())
+}
+
 fn verify(repository: &Repository) -> Result<(), Error> {
     let report = repository.verify(&[], VerifyLevel::ReadData, &())?;
     assert_eq!(report.damaged, []);
@@ -224,6 +232,19 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
     let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
     assert_eq!(report.damaged, [], "{what}");
     found.into_iter().map(|(seed, record)| (seed, record.id)).collect()
+}
+
+/// What is in the trash can be put back, bit for bit; looks at a copy.
+fn check_trash(disk: &SimulatedDisk, expected: &Expected, what: &str) {
+    let repository = open(&disk.copy()).unwrap();
+    for (seed, id) in expected.deleted.iter().filter(|(seed, _)| expected.open != Some(*seed)) {
+        let record = repository
+            .undo_remove(*id)
+            .unwrap_or_else(|error| panic!("{what}: {seed} cannot be put back: {error:?}"));
+        let is_right = has_images(&repository, &record, *seed)
+            .unwrap_or_else(|error| panic!("{what}: {seed} was put back: {error:?}"));
+        assert!(is_right, "{what}: snapshot {seed} has changed in the trash");
+    }
 }
 
 /// What was said last of each snapshot is said, or what was being said then.
@@ -280,6 +301,9 @@ fn run(
             after = after.after_power_loss(dice);
         }
         check(&after, &expected, &what);
+        if loss % 5 == 0 {
+            check_trash(&after, &expected, &what);
+        }
         if loss == 0 && at.is_multiple_of(4) {
             check_works(&after, &what);
         }
@@ -323,7 +347,7 @@ fn sweep(fault: Fault) {
     let mut dice = Dice(seed);
     let mut states = 0;
     for steps in sequences(setting("TINTYPE_CRASH_STEPS", 3)) {
-        let is_long = steps.len() > 2 && steps.iter().any(|step| step.name == "compact");
+        let is_long = steps.len() > 2 && steps.iter().any(|step| step.name.starts_with("compact"));
         if is_long && dice.roll(share) != 0 {
             continue;
         }
@@ -387,6 +411,7 @@ fn wander(start: &(SimulatedDisk, Expected), seed: u64) -> u64 {
             disk = disk.after_power_loss(&mut dice);
         }
         let there = check(&disk, &expected, &what);
+        check_trash(&disk, &expected, &what);
         states += AFTERMATHS + 1;
         expected.deleted.retain(|(seed, _)| !there.contains_key(seed));
         let labels = open(&disk).unwrap().labels().unwrap().of;

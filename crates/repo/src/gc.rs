@@ -6,7 +6,8 @@
 //! ```
 //!
 //! Any host may do it, several at once, and it may be killed anywhere: the
-//! next call goes on. Clocks play no part. Why it is safe is in
+//! next call goes on. Clocks play no part: the caller says which deletions are
+//! due, and the others are left to be undone. Why it is safe is in
 //! `docs/locking.md`; `tests/it/protocol.rs` checks it.
 
 use std::collections::HashSet;
@@ -16,7 +17,7 @@ use tintype_types::ByteCount;
 use crate::Error;
 use crate::compact::CompactionReport;
 use crate::epoch::{self, Segments, Stage};
-use crate::gone::{self, Deletions};
+use crate::gone::{self, Deletions, Due};
 use crate::heal;
 use crate::index;
 use crate::label;
@@ -43,17 +44,24 @@ pub struct GcReport {
     pub compaction: CompactionReport,
 }
 
+/// How to collect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Collection<'c> {
+    pub dry_run: bool,
+    pub due: &'c Due,
+}
+
 /// Collects garbage; in a dry run only says what would be removed.
 ///
 /// An epoch that another collector has begun is finished first: what was deleted
 /// since then is not in it.
 pub(crate) fn collect(
     vault: &Vault,
-    dry_run: bool,
+    Collection { dry_run, due }: Collection<'_>,
     supervisor: &dyn Supervisor,
 ) -> Result<GcReport, Error> {
     if dry_run {
-        let (condemned, _) = mark(vault)?;
+        let (condemned, _) = mark(vault, due)?;
         let waiting_for = writers_at_work(vault)?;
         return Ok(GcReport { waiting_for, ..report(vault, &condemned)? });
     }
@@ -64,12 +72,13 @@ pub(crate) fn collect(
         supervisor.check()?;
         let (epoch, is_own) = match epoch::newest(vault)? {
             (epoch, Stage::Condemned | Stage::Final) => (epoch, false),
-            (epoch, Stage::Done) => match begin(vault, epoch::after(epoch)?)? {
+            (epoch, Stage::Done) => match begin(vault, epoch::after(epoch)?, due)? {
                 Some(begun) => begun,
                 None => break,
             },
         };
-        let GcReport { segments, freed_bytes, waiting_for, .. } = finish(vault, epoch, supervisor)?;
+        let GcReport { segments, freed_bytes, waiting_for, .. } =
+            finish(vault, epoch, due, supervisor)?;
         total.segments += segments;
         total.freed_bytes.0 += freed_bytes.0;
         total.waiting_for = waiting_for;
@@ -83,8 +92,8 @@ pub(crate) fn collect(
 
 /// Begins an epoch, unless there is nothing to do; returns it, and whether no
 /// other collector was first.
-fn begin(vault: &Vault, epoch: u64) -> Result<Option<(u64, bool)>, Error> {
-    let (condemned, needless) = mark(vault)?;
+fn begin(vault: &Vault, epoch: u64, due: &Due) -> Result<Option<(u64, bool)>, Error> {
+    let (condemned, needless) = mark(vault, due)?;
     if condemned.is_empty() && !needless {
         return Ok(None);
     }
@@ -93,12 +102,17 @@ fn begin(vault: &Vault, epoch: u64) -> Result<Option<(u64, bool)>, Error> {
 }
 
 /// Does what an epoch still needs, unless sessions have to end before.
-fn finish(vault: &Vault, epoch: u64, supervisor: &dyn Supervisor) -> Result<GcReport, Error> {
+fn finish(
+    vault: &Vault,
+    epoch: u64,
+    due: &Due,
+    supervisor: &dyn Supervisor,
+) -> Result<GcReport, Error> {
     let waiting_for = end_older_sessions(vault, epoch)?;
     if waiting_for > 0 {
         return Ok(GcReport { waiting_for, ..GcReport::default() });
     }
-    let doomed = finalize(vault, epoch)?;
+    let doomed = finalize(vault, epoch, due)?;
     let report = report(vault, &doomed)?;
     for segment in &doomed {
         supervisor.check()?;
@@ -110,11 +124,11 @@ fn finish(vault: &Vault, epoch: u64, supervisor: &dyn Supervisor) -> Result<GcRe
     Ok(report)
 }
 
-/// Returns the segments that nothing needs, and whether there are deleted
-/// snapshots or old moves to forget.
-fn mark(vault: &Vault) -> Result<(Segments, bool), Error> {
+/// Returns the segments that nothing needs but what is due, and whether there are
+/// deleted snapshots or old moves to forget.
+fn mark(vault: &Vault, due: &Due) -> Result<(Segments, bool), Error> {
     // In this order: what is needed was stored before it could be needed.
-    let marked = Needed::read(vault, Deletions::has)?;
+    let marked = Needed::read(vault, |deletions, id| deletions.has_due(id, due))?;
     let (needed, read) = marked.segments(vault)?;
     let present = mark::present(vault)?;
     // A listing that lacks what must be there is not to be trusted.
@@ -163,11 +177,12 @@ fn writers_at_work(vault: &Vault) -> Result<u64, Error> {
 }
 
 /// Decides what is deleted; from here on nothing is undone.
-fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
+fn finalize(vault: &Vault, epoch: u64, due: &Due) -> Result<Segments, Error> {
     match epoch::read(vault, epoch, Stage::Final) {
         Err(Error::NotFound(_)) => {}
         result => return result,
     }
+    Deletions::read(vault)?.collect_due(vault, due)?;
     let doomed = decide(vault, epoch)?;
     match epoch::put(vault, epoch, Stage::Final, &doomed)? {
         Put::Created => Ok(doomed),
@@ -175,11 +190,10 @@ fn finalize(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     }
 }
 
-/// Ends the open deletions, and returns what was condemned and is not needed.
+/// Returns what was condemned and is not needed. A snapshot whose deletion is open
+/// can still be undone.
 fn decide(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
-    Deletions::read(vault)?.collect_open(vault)?;
-    // A snapshot whose deletion came after that can still be undone.
     let (needed, read) = Needed::read(vault, Deletions::has_collected)?.segments(vault)?;
     let doomed = condemned.difference(&needed).filter(|segment| !read.contains(segment));
     Ok(doomed.copied().collect())

@@ -12,7 +12,7 @@
 //! and collection cannot both win.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use jiff::Timestamp;
 use tintype_types::SnapshotId;
@@ -35,6 +35,26 @@ pub(crate) enum End {
     Open,
     Undone,
     Collected,
+}
+
+/// The open deletions that a collection ends. Which of them have waited long enough
+/// is for the caller to say: no clock is looked at here.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Due {
+    /// All, also those that come while it is under way.
+    #[default]
+    All,
+    /// These, as [`Deleted`] names them, and no others.
+    Only(HashSet<(SnapshotId, u32)>),
+}
+
+impl Due {
+    fn has(&self, snapshot: SnapshotId, number: u32) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(these) => these.contains(&(snapshot, number)),
+        }
+    }
 }
 
 /// All deletions of a repository.
@@ -78,6 +98,17 @@ impl Deletions {
             .is_some_and(|ends| ends.values().any(|end| *end == End::Collected))
     }
 
+    /// Whether a snapshot is deleted for good, or will be when what is due is ended.
+    pub(crate) fn has_due(&self, snapshot: SnapshotId, due: &Due) -> bool {
+        self.by_snapshot.get(&snapshot).is_some_and(|ends| {
+            ends.iter().any(|(number, end)| match end {
+                End::Collected => true,
+                End::Open => due.has(snapshot, *number),
+                End::Undone => false,
+            })
+        })
+    }
+
     /// Returns the deletions that can still be undone.
     fn open(&self) -> impl Iterator<Item = (SnapshotId, u32)> + '_ {
         self.by_snapshot.iter().flat_map(|(snapshot, ends)| {
@@ -91,9 +122,9 @@ impl Deletions {
         self.by_snapshot.keys().copied().filter(|snapshot| self.has_collected(*snapshot))
     }
 
-    /// Ends all open deletions for good; some may be undone before.
-    pub(crate) fn collect_open(&self, vault: &Vault) -> Result<(), Error> {
-        for (snapshot, number) in self.open() {
+    /// Ends the open deletions that are due for good; some may be undone before.
+    pub(crate) fn collect_due(&self, vault: &Vault, due: &Due) -> Result<(), Error> {
+        for (snapshot, number) in self.open().filter(|(id, number)| due.has(*id, *number)) {
             put_end(vault, snapshot, number, COLLECTED)?;
         }
         Ok(())
@@ -141,6 +172,8 @@ pub(crate) fn delete_beforehand(vault: &Vault, snapshot: SnapshotId) -> Result<(
 pub struct Deleted {
     /// Its id.
     pub id: SnapshotId,
+    /// The number of its deletion: it may have been deleted before, and put back.
+    pub number: u32,
     /// When it was deleted, by the clock of who did; `None` if that cannot be read.
     pub at: Option<Timestamp>,
     /// The snapshot; `None` if its record cannot be read.
@@ -155,9 +188,11 @@ pub(crate) fn undoable(vault: &Vault) -> Result<Vec<Deleted>, Error> {
         let at = read_instant(vault, &key(*id, *number))?;
         match listing::read_known(vault, &outcome_key(*id)) {
             Ok(Outcome::Committed(record)) => {
-                Ok(Some(Deleted { id: *id, at, record: Some(*record) }))
+                Ok(Some(Deleted { id: *id, number: *number, at, record: Some(*record) }))
             }
-            Err(Error::Damaged(_)) => Ok(Some(Deleted { id: *id, at, record: None })),
+            Err(Error::Damaged(_)) => {
+                Ok(Some(Deleted { id: *id, number: *number, at, record: None }))
+            }
             // Forgotten since it was listed, or of nothing.
             Ok(Outcome::Aborted | Outcome::Moved(_)) | Err(Error::NotFound(_)) => Ok(None),
             Err(error) => Err(error),
@@ -198,11 +233,11 @@ pub(crate) fn forget(vault: &Vault, snapshot: SnapshotId) -> Result<(), Error> {
 }
 
 /// Replaces an object that cannot be read by what it is taken for: a deletion of
-/// long ago, and an end that is none.
+/// now, so that it is not due early, and an end that is none.
 pub(crate) fn settle(vault: &Vault, key: &str) -> Result<bool, Error> {
     let line = match key.ends_with(".end") {
         true => UNDONE.to_owned(),
-        false => Timestamp::UNIX_EPOCH.to_string(),
+        false => Timestamp::now().to_string(),
     };
     vault.store.replace(key, &signed::encode(vault, key, KIND, &[line])).map(|()| true)
 }

@@ -6,7 +6,7 @@
 //! gets the right bytes or, if it was suspended, an error; and when the last has
 //! gone, one collection leaves nothing that nobody needs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -22,8 +22,8 @@ use crate::store::simulated::Dice;
 use crate::store::world::{Line, Odds, World};
 use crate::store::{Budget, Memory, Pulse, Retry, Shared};
 use crate::{
-    Error, GcParams, InitParams, Kind, Repository, SessionParams, SnapshotDraft, SnapshotRecord,
-    VerifyLevel,
+    Due, Error, GcParams, InitParams, Kind, Repository, SessionParams, SnapshotDraft,
+    SnapshotRecord, VerifyLevel,
 };
 
 /// Hosts; one that was killed does not come back.
@@ -119,6 +119,8 @@ struct Host {
     line: Line,
     /// By how much its calendar is off, in seconds.
     skew: i64,
+    /// Whether nobody ends a deletion in this world.
+    keeps_trash: bool,
     fates: Arc<Mutex<Fates>>,
 }
 
@@ -141,18 +143,33 @@ impl Host {
             6 | 7 => self.read(repository),
             8 => self.label(repository, number),
             9 => {
-                let report = repository.gc(eager(), &())?;
+                let due = self.due(repository)?;
+                let report = repository.gc(GcParams { due, ..eager() }, &())?;
                 if report.compaction.snapshots > 0 {
                     self.line.world.note("compaction");
                 }
                 Ok(())
             }
             _ => {
-                let report = repository.gc(GcParams::default(), &())?;
+                let due = self.due(repository)?;
+                let report = repository.gc(GcParams { due, ..GcParams::default() }, &())?;
                 self.line.world.note(if report.segments > 0 { "collection" } else { "no garbage" });
                 Ok(())
             }
         }
+    }
+
+    /// Chooses the deletions that a collection is to end: all, some or none.
+    fn due(&self, repository: &Repository) -> Result<Due, Error> {
+        if self.keeps_trash {
+            return Ok(Due::Only(HashSet::new()));
+        }
+        if self.line.world.roll(2) == 0 {
+            return Ok(Due::All);
+        }
+        let deleted = repository.deleted()?.into_iter();
+        let some = deleted.filter(|_| self.line.world.roll(2) == 0);
+        Ok(Due::Only(some.map(|one| (one.id, one.number)).collect()))
     }
 
     fn take(&self, repository: &Repository, number: u64) -> Result<(), Error> {
@@ -281,6 +298,11 @@ impl Host {
     }
 }
 
+/// Whether nobody ends a deletion in a world.
+fn keeps_trash(seed: u64) -> bool {
+    seed.is_multiple_of(4)
+}
+
 /// Lets a world run; returns what has happened in it.
 fn run(seed: u64) -> BTreeMap<&'static str, u64> {
     let objects = Memory::default();
@@ -292,6 +314,7 @@ fn run(seed: u64) -> BTreeMap<&'static str, u64> {
         for host in 0..LIVES {
             let host = Host {
                 line: Line { world: world.clone(), host },
+                keeps_trash: keeps_trash(seed),
                 skew: i64::try_from(lives.roll(20 * 31_557_600)).unwrap() - 10 * 31_557_600,
                 fates: Arc::clone(&fates),
             };
@@ -333,6 +356,12 @@ fn check(objects: Memory, fates: &Fates, seed: u64) {
             Fate::Open => {}
         }
     }
+    let before = if keeps_trash(seed) {
+        put_back(&repository, fates, seed);
+        found(&repository)
+    } else {
+        before
+    };
     assert_eq!(repository.gc(GcParams::default(), &()).unwrap().waiting_for, 0, "seed {seed}");
     let after = found(&repository);
     assert!(after == before, "seed {seed}: a collection has changed what is there");
@@ -351,6 +380,16 @@ fn check(objects: Memory, fates: &Fates, seed: u64) {
     assert_eq!(report.damaged, [], "seed {seed}");
     assert_eq!(report.segments, repository.usage().unwrap().segments, "seed {seed}: left over");
     line.world.leave(0);
+}
+
+/// Puts back all that is deleted, where nobody has ended a deletion. What is there
+/// afterwards is read like all else.
+fn put_back(repository: &Repository, fates: &Fates, seed: u64) {
+    for (number, id) in fates.deleted() {
+        let record = repository.undo_remove(id);
+        let record = record.unwrap_or_else(|e| panic!("seed {seed}: {number} is lost: {e:?}"));
+        assert_eq!(number_of(&record), number);
+    }
 }
 
 #[test]

@@ -36,7 +36,7 @@ impl Needed {
     /// Reads what is needed now.
     pub(crate) fn read(
         vault: &Vault,
-        is_deleted: fn(&Deletions, SnapshotId) -> bool,
+        is_deleted: impl Fn(&Deletions, SnapshotId) -> bool,
     ) -> Result<Self, Error> {
         let deletions = Deletions::read(vault)?;
         let history = History::read(vault, Reading::Fresh, |_| false)?;

@@ -11,8 +11,8 @@ use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 use crate::blob;
 use crate::compact;
 use crate::diff;
-use crate::gc::{self, GcReport};
-use crate::gone::{self, Deleted, Deletions};
+use crate::gc::{self, Collection, GcReport};
+use crate::gone::{self, Deleted, Deletions, Due};
 use crate::heal;
 use crate::journal::{self, Logged};
 use crate::keys::{Keys, commitment};
@@ -31,6 +31,7 @@ use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
 use crate::supervisor::Supervisor;
 use crate::survey::CompactionParams;
+use crate::trash::{self, TrashShares};
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
 use crate::verify::{self, VerifyLevel, VerifyReport};
@@ -57,13 +58,15 @@ pub struct InitParams {
 pub struct GcParams {
     /// Only say what would be removed.
     pub dry_run: bool,
+    /// Which deletions are ended, so that nobody can undo them.
+    pub due: Due,
     /// Whether and when what is left of segments is moved.
     pub compaction: Option<CompactionParams>,
 }
 
 impl Default for GcParams {
     fn default() -> Self {
-        Self { dry_run: false, compaction: Some(CompactionParams::default()) }
+        Self { dry_run: false, due: Due::All, compaction: Some(CompactionParams::default()) }
     }
 }
 
@@ -288,13 +291,14 @@ impl Repository {
 
     /// Deletes a snapshot, as an act of its own; see `remove_all`.
     pub fn remove(&self, id: SnapshotId) -> Result<(), Error> {
-        self.remove_all(&[id])
+        self.remove_all(&[id], Timestamp::now())
     }
 
-    /// Deletes snapshots in one act. Their content goes with the next
-    /// collection, unless other snapshots or readers need it; until then it can
-    /// be undone. If one of them is not there, none is deleted.
-    pub fn remove_all(&self, ids: &[SnapshotId]) -> Result<(), Error> {
+    /// Deletes snapshots in one act, of an instant that the caller tells. Their
+    /// content goes with the first collection for which that is due, unless other
+    /// snapshots or readers need it; until then it can be undone. If one of them
+    /// is not there, none is deleted.
+    pub fn remove_all(&self, ids: &[SnapshotId], at: Timestamp) -> Result<(), Error> {
         let deletions = Deletions::read(&self.vault)?;
         for id in ids {
             if deletions.has(*id) {
@@ -309,8 +313,7 @@ impl Repository {
                 Err(error) => return Err(error),
             }
         }
-        let now = Timestamp::now();
-        self.even_if_full(|vault| gone::delete(vault, ids, now))
+        self.even_if_full(|vault| gone::delete(vault, ids, at))
     }
 
     /// Undoes the deletion of a snapshot. If a collection has begun to remove
@@ -324,6 +327,11 @@ impl Repository {
     /// by the clocks of those who deleted. What has the same instant was one act.
     pub fn deleted(&self) -> Result<Vec<Deleted>, Error> {
         gone::undoable(&self.vault)
+    }
+
+    /// Returns how much is kept for deleted snapshots alone, as if what is due was gone.
+    pub fn trash_shares(&self, due: &Due) -> Result<TrashShares, Error> {
+        trash::shares(&self.vault, due)
     }
 
     /// Adds an entry to the log of operations, once what it tells of is done;
@@ -345,8 +353,8 @@ impl Repository {
         Ok(Pin::new(&self.vault, slot, record))
     }
 
-    /// Removes what no snapshot and no reader needs. Snapshots may be taken
-    /// and deleted meanwhile, on any host; those that are being taken are
+    /// Removes what no snapshot and no reader needs, but for what was deleted and is
+    /// not due: that can still be undone. Snapshots may be taken and deleted meanwhile, on any host; those that are being taken are
     /// waited for by a later call. Killed or cancelled anywhere, the next call
     /// goes on.
     ///
@@ -354,15 +362,16 @@ impl Repository {
     /// [`CompactionParams`]; an error there leaves what was collected before.
     pub fn gc(&self, params: GcParams, supervisor: &dyn Supervisor) -> Result<GcReport, Error> {
         let collect = || {
-            let dry_run = params.dry_run;
-            let report = self.even_if_full(|vault| gc::collect(vault, dry_run, supervisor))?;
+            let collection = Collection { dry_run: params.dry_run, due: &params.due };
+            let report = self.even_if_full(|vault| gc::collect(vault, collection, supervisor))?;
             self.vault.store.keep_reserve();
             Ok(report)
         };
         let mut report = collect()?;
         match &params.compaction {
             Some(compaction) if params.dry_run => {
-                report.compaction = compact::estimate(&self.vault, compaction, supervisor)?;
+                report.compaction =
+                    compact::estimate(&self.vault, compaction, &params.due, supervisor)?;
             }
             Some(compaction) if report.waiting_for == 0 => {
                 let compacted = compact::run(&self.vault, compaction, supervisor, &collect)?;

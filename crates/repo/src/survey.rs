@@ -84,7 +84,7 @@ pub(crate) struct Survey {
     pub live: HashMap<SegmentName, Live>,
     sizes: BTreeMap<SegmentName, u64>,
     /// Segments that stay, whatever is moved out of them: of snapshots that are
-    /// being read, or whose deletion can be undone.
+    /// being read.
     held: Segments,
     records: Vec<SnapshotRecord>,
 }
@@ -101,17 +101,20 @@ pub(crate) struct Plan {
 }
 
 impl Survey {
-    /// Looks at everything that snapshots need. If an outcome is damaged, nobody
-    /// knows what was moved.
-    pub(crate) fn read(vault: &Vault, keeps_deleted: bool) -> Result<Self, Error> {
+    /// Looks at everything that snapshots need, also those whose deletion can be
+    /// undone, but for what counts as gone. If an outcome is damaged, nobody knows
+    /// what was moved.
+    pub(crate) fn read(
+        vault: &Vault,
+        is_gone: impl Fn(&Deletions, SnapshotId) -> bool,
+    ) -> Result<Self, Error> {
         let deletions = Deletions::read(vault)?;
         let history = History::read(vault, Reading::Known, |id| deletions.has_collected(id))?;
         history.must_be_whole()?;
         let read = mark::read_by_others(vault)?;
         let mut survey = Self::default();
         for id in history.snapshots() {
-            let is_deleted = deletions.has(id);
-            let is_held = read.contains(&id) || (is_deleted && keeps_deleted);
+            let is_held = read.contains(&id);
             for record in history.superseded(id).iter().filter(|_| is_held) {
                 match reach::segments_so_far(vault, record, &mut survey.held) {
                     Ok(()) | Err(Error::Damaged(_)) => {}
@@ -122,7 +125,7 @@ impl Survey {
             for record in current.iter().filter(|_| is_held) {
                 reach::segments_so_far(vault, record, &mut survey.held)?;
             }
-            survey.records.extend(current.filter(|_| !is_deleted));
+            survey.records.extend(current.filter(|_| !is_gone(&deletions, id)));
         }
         for listed in vault.store.list("seg/")? {
             let name = SegmentName::from_key(&listed.key);

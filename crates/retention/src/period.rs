@@ -35,7 +35,7 @@ impl Period {
 
     /// Returns the time that lies a period before another, or the first that can be
     /// written. A day that a month does not have becomes its last one.
-    pub(crate) fn before(self, at: Timestamp) -> Timestamp {
+    pub fn before(self, at: Timestamp) -> Timestamp {
         let span = Span::new()
             .years(i32::from(self.years))
             .months(i32::from(self.months))

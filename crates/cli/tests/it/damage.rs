@@ -72,7 +72,7 @@ fn is_repaired_from_a_copy_and_else_avoided() {
     assert_eq!(lost(&verify(&vm, 0, &["web@two", "--read-data"])), []);
     vm.tintype.json(&["revert", "web", "two", "--no-safety"]);
     vm.tintype.json(&["rm", "web@one"]);
-    vm.tintype.json(&["gc"]);
+    vm.tintype.json(&["gc", "--now"]);
     assert_eq!(vm.tintype.json(&["repair"])["released"].as_array().unwrap().len(), 1);
 
     // What is no copy is refused, and what is not there is not made.

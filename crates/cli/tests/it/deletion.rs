@@ -36,8 +36,8 @@ fn is_undone_by_acts_until_the_space_is_freed() {
     assert_eq!(vm.snapshots(), ["s1", "s2", "s3", "s4"]);
 
     vm.tintype.json(&["rm", "web@s1", "web@s3"]);
-    let would = vm.tintype.json(&["gc", "--dry-run"]);
-    let freed = vm.tintype.json(&["gc"]);
+    let would = vm.tintype.json(&["gc", "--now", "--dry-run"]);
+    let freed = vm.tintype.json(&["gc", "--now"]);
     assert!(number(&would, "freed_bytes") > 8 << 20, "{would}");
     for field in ["segments", "compacted_segments", "not_compacted", "waiting_for"] {
         assert_eq!(would[field], freed[field], "{field}");
@@ -116,12 +116,12 @@ fn collection_waits_for_what_is_being_taken() {
         sleep(Duration::from_millis(5));
     }
     vm.tintype.json(&["rm", "web@gone"]);
-    assert_eq!(number(&vm.tintype.json(&["gc", "--dry-run"]), "waiting_for"), 1);
-    let waits = vm.tintype.json(&["gc"]);
+    assert_eq!(number(&vm.tintype.json(&["gc", "--now", "--dry-run"]), "waiting_for"), 1);
+    let waits = vm.tintype.json(&["gc", "--now"]);
     assert_eq!((number(&waits, "waiting_for"), number(&waits, "freed_bytes")), (1, 0));
     fs::remove_file(&held).unwrap();
     assert!(take.wait().unwrap().success());
-    assert!(number(&vm.tintype.json(&["gc"]), "freed_bytes") > 4 << 20);
+    assert!(number(&vm.tintype.json(&["gc", "--now"]), "freed_bytes") > 4 << 20);
     assert_eq!(vm.snapshots(), ["new"]);
     vm.tintype.json(&["revert", "web", "new", "--no-safety"]);
     vm.must_be(2);
@@ -146,13 +146,19 @@ fn a_full_file_system_is_freed() {
     assert!(refused.contains("there is no room for a snapshot of `web`"), "{refused}");
     let full = vm.fail(1, &["--repo", &repo, "take", "web", "--ignore-space"]);
     assert!(full.contains("No space left on device"), "{full}");
-    run(&["rm", "web@s1", "web@s2"]);
+    run(&["rm", "web@s1"]);
+    let refused = vm.fail(4, &["--repo", &repo, "take", "web"]);
+    assert!(refused.contains("`tintype gc --now` frees 4.0 MiB"), "{refused}");
+    run(&["rm", "web@s2"]);
+    run(&["undo"]);
     run(&["undo"]);
     let pruned = run(&["prune", "web", "--keep-last", "1"]);
     assert_eq!(pruned["removed"].as_array().unwrap().len(), 2, "{pruned}");
     run(&["undo"]);
     run(&["prune", "web", "--keep-last", "1"]);
-    assert!(number(&run(&["gc"]), "freed_bytes") > 8 << 20);
+    let full = vm.fail(1, &["--repo", &repo, "take", "web"]);
+    assert!(full.contains("`tintype gc --now` does for what is deleted"), "{full}");
+    assert!(number(&run(&["gc", "--now"]), "freed_bytes") > 8 << 20);
     run(&["take", "web", "--name", "s4"]);
     let verified = run(&["verify", "--read-data"]);
     assert_eq!(verified["damaged"], json!([]));
@@ -214,6 +220,6 @@ fn a_full_home_with_its_repository_is_freed() {
     vm.tintype.json(&["undo"]);
     vm.tintype.json(&["prune", "web", "--keep-last", "1"]);
     assert_eq!(vm.snapshots(), ["s3"]);
-    assert!(number(&vm.tintype.json(&["gc"]), "freed_bytes") > 8 << 20);
+    assert!(number(&vm.tintype.json(&["gc", "--now"]), "freed_bytes") > 8 << 20);
     vm.take("s4", 4);
 }

@@ -41,6 +41,7 @@ mod subject;
 mod switched_off;
 mod tpm;
 mod traces;
+mod trash;
 mod variants;
 mod words;
 mod wrong_clock;

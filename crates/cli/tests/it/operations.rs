@@ -103,7 +103,7 @@ fn deleted_ones_are_listed_until_they_are_collected() {
     assert!(deleted[0]["deleted"].is_string(), "{}", deleted[0]);
     vm.tintype.json(&["undo"]);
     vm.tintype.json(&["rm", "web@a"]);
-    let freed = vm.tintype.json(&["gc"]);
+    let freed = vm.tintype.json(&["gc", "--now"]);
     assert!(freed["freed_bytes"].as_u64().unwrap() > 4 << 20, "{freed}");
     assert_eq!(vm.tintype.lines(&["log", "--deleted"]), Vec::<Value>::new());
     // What is gone cannot be taken back; what was done before it still can.

@@ -48,7 +48,7 @@ fn the_dry_run_is_the_run_and_undo_takes_it_back() {
     assert_eq!(vm.snapshots().len(), 5);
 
     vm.tintype.json(&prune);
-    let freed = vm.tintype.json(&["gc"]);
+    let freed = vm.tintype.json(&["gc", "--now"]);
     assert!(freed["freed_bytes"].as_u64() >= would["freed_bytes"].as_u64(), "{freed}");
     let again = vm.tintype.run(&prune);
     let text = String::from_utf8(again.stdout).unwrap();

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use jiff::Timestamp;
 use proptest::prelude::*;
 use tintype_repo::{
     CompactionReport, Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord, Supervisor,
@@ -229,7 +230,7 @@ fn shares_are_exact() {
     }
     let pair = [records[0].id, records[2].id];
     let together = repository.shares_of(&pair).unwrap().together;
-    repository.remove_all(&pair).unwrap();
+    repository.remove_all(&pair, Timestamp::now()).unwrap();
     let without = repository.shares_of(&pair).unwrap();
     assert_eq!(without.together, tintype_repo::SetShare::default());
     let freed = shares.referenced_bytes.get() - without.referenced_bytes.get();

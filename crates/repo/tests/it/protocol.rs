@@ -133,6 +133,8 @@ enum CollectorStep {
 struct Collector {
     step: CollectorStep,
     epoch: u8,
+    /// Whether it ends the deletions that are open, or leaves them in the trash.
+    ends_open: bool,
     /// What the mark has read so far.
     deleted: u8,
     pinned: u8,
@@ -214,6 +216,8 @@ enum Action {
     /// A compactor chooses what to move.
     Empty(usize, Segments),
     Collector(usize),
+    /// A collector begins, and is told whether what is deleted is due.
+    Collect(usize, bool),
     Reader,
     Delete(usize),
     Undo(usize),
@@ -376,11 +380,8 @@ impl Protocol {
             }
             CollectorStep::EndSessions => self.end_one_session(state, &mut collector),
             CollectorStep::EndDeletions => {
-                for deletion in &mut state.deletions {
-                    if *deletion == Deletion::Open {
-                        *deletion = Deletion::Collected;
-                    }
-                }
+                let open = state.deletions.iter_mut().filter(|d| **d == Deletion::Open);
+                open.filter(|_| collector.ends_open).for_each(|d| *d = Deletion::Collected);
                 collector.step = CollectorStep::Mark { read: 0, again: true };
             }
             CollectorStep::Delete if state.segments & collector.doomed != 0 => {
@@ -394,6 +395,7 @@ impl Protocol {
                 collector.step = CollectorStep::Over;
             }
             CollectorStep::Over => {
+                collector.ends_open = false;
                 collector.step = CollectorStep::Begin;
             }
         }
@@ -421,9 +423,8 @@ impl Protocol {
 
     /// One of the three reads of a mark, and what follows the last.
     fn mark(&self, state: &mut State, collector: &mut Collector, read: u8, again: bool) {
-        let spares_open = again && self.has(Rule::SpareOpen);
-        let gone =
-            |d: &Deletion| *d == Deletion::Collected || (*d == Deletion::Open && !spares_open);
+        let takes_open = if again { !self.has(Rule::SpareOpen) } else { collector.ends_open };
+        let gone = |d: &Deletion| *d == Deletion::Collected || (*d == Deletion::Open && takes_open);
         if read == 0 {
             let deleted = state.deletions.iter().enumerate().filter(|(_, d)| gone(d));
             collector.deleted = deleted.fold(0, |mask, (s, _)| mask | 1 << s);
@@ -525,6 +526,7 @@ impl Model for Protocol {
         let collector = Collector {
             step: CollectorStep::Begin,
             epoch: 0,
+            ends_open: false,
             deleted: 0,
             pinned: 0,
             places: [0; 3],
@@ -565,13 +567,22 @@ impl Model for Protocol {
         for (c, compactor) in state.compactors.iter().enumerate() {
             actions.push(Action::Compactor(c));
             let (_, _, places) = state.first(false);
-            let is_usable = state.is_first_there() && places & compactor.forbidden == 0;
+            // What waits in the trash is moved too.
+            let is_kept = state.deletions[0] != Deletion::Collected;
+            let is_usable = is_kept && places & compactor.forbidden == 0;
             if compactor.step == CompactorStep::Look && is_usable {
                 let one = (0..SEGMENTS).map(|s| 1 << s).filter(|segment| places & segment != 0);
                 actions.extend(one.map(|segment| Action::Empty(c, segment)));
             }
         }
-        actions.extend((0..state.collectors.len()).map(Action::Collector));
+        for (c, collector) in state.collectors.iter().enumerate() {
+            match collector.step {
+                CollectorStep::Begin => {
+                    actions.extend([true, false].map(|ends| Action::Collect(c, ends)));
+                }
+                _ => actions.push(Action::Collector(c)),
+            }
+        }
         actions.push(Action::Reader);
         for s in 0..=self.writers {
             match (state.deletions[s], state.outcomes[s]) {
@@ -596,6 +607,10 @@ impl Model for Protocol {
             Action::Compactor(c) => self.compactor(&mut state, c)?,
             Action::Empty(c, segment) => self.empty(&mut state, c, segment),
             Action::Collector(c) => self.collector(&mut state, c)?,
+            Action::Collect(c, ends_open) => {
+                state.collectors[c].ends_open = ends_open;
+                self.collector(&mut state, c)?;
+            }
             Action::Reader => self.reader(&mut state)?,
             Action::Delete(s) => state.deletions[s] = Deletion::Open,
             Action::Undo(s) => state.deletions[s] = Deletion::Undone,
