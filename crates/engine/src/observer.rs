@@ -3,9 +3,9 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a clone, of a page server, of an import and of a
-/// copy, in order. A test can hold or kill the
-/// process at each; a front end can show them.
+/// The steps of a take, of a revert, of a clone, of a page server, of an import, of a
+/// copy, of a deletion and of an undo, in order. A test can hold or kill the process at
+/// each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
 pub enum Step {
@@ -45,11 +45,14 @@ pub enum Step {
     ImportCommitted,
     CopyPart,
     CopyCommitted,
+    Deleted,
+    UndoChosen,
+    UndoDone,
 }
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 36] = [
+    pub const ALL: [Self; 39] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -86,6 +89,9 @@ impl Step {
         Self::ImportCommitted,
         Self::CopyPart,
         Self::CopyCommitted,
+        Self::Deleted,
+        Self::UndoChosen,
+        Self::UndoDone,
     ];
 
     /// Returns its name: `take-instant`.

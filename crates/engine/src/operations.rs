@@ -18,6 +18,7 @@ use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::lazy::LoadMode;
+use crate::observer::Step;
 use crate::removal::names_of;
 use crate::revert::{RevertParams, Reverted};
 
@@ -243,6 +244,7 @@ impl Engine {
             None => self.last(&repository, &deleted)?,
         };
         let Candidate { number, verb, reversal } = candidate;
+        self.config.observer.step(Step::UndoChosen);
         let back = self.take_back_operation(&repository, &deleted, reversal).map_err(|error| {
             match number {
                 Some(number) => error.hint_unless_known(format!(
@@ -251,9 +253,13 @@ impl Engine {
                 None => error,
             }
         })?;
+        self.config.observer.step(Step::UndoDone);
         let did = back.did.clone();
         let done = Done { verb: UNDO, did, reversal: back.reversal, undoes: number };
-        self.log_entry(&repository, done);
+        let own = self.log_entry(&repository, done);
+        if let Some((of, own)) = number.zip(own) {
+            self.tell_if_second(&repository, of, own)?;
+        }
         Ok(UndoReport {
             undone: verb,
             operation: number,
@@ -261,6 +267,22 @@ impl Engine {
             snapshots: back.ids,
             names: back.names,
         })
+    }
+
+    /// Says so if another command has taken back the same operation meanwhile: of two
+    /// that do so at once, the one whose entry comes second.
+    fn tell_if_second(&self, repository: &Repository, of: u64, own: u64) -> Result<()> {
+        let History { entries, undone } = self.entries(repository)?;
+        let is_first = |(number, entry): &&(u64, Entry)| {
+            *number < own && entry.undoes == Some(of) && !undone.contains_key(number)
+        };
+        if let Some((number, entry)) = entries.iter().find(is_first) {
+            self.config.observer.notice(&format!(
+                "operation {of} was taken back at the same time by {}@{}, as operation {number}: what this command did was done already",
+                entry.user, entry.host
+            ));
+        }
+        Ok(())
     }
 
     /// Puts back single snapshots from the trash, by their names or ids.

@@ -14,6 +14,7 @@ use crate::Engine;
 use crate::details::{Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::intent::Intent;
+use crate::observer::Step;
 use crate::operations::{Reversal, listed};
 use crate::removal::{instant_of_deletion, names_of};
 use crate::settings::empty_policy;
@@ -156,6 +157,7 @@ impl Engine {
             repository.remove_all(&removed, instant_of_deletion(&all)).map_err(|error| {
                 Error::failed("cannot delete").because(error).state("some may be deleted already")
             })?;
+            self.config.observer.step(Step::Deleted);
             let did = format!("deleted {}", listed(&names_of(&all, &removed)));
             let reversal = Reversal::Restore { snapshots: removed.clone() };
             self.log_operation(&repository, "prune", did, Some(reversal));

@@ -9,6 +9,7 @@ use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::intent::Intent;
+use crate::observer::Step;
 use crate::operations::{Reversal, listed};
 
 /// Snapshots that were deleted.
@@ -63,7 +64,9 @@ impl Engine {
         self.refuse_needed(ids)?;
         repository.remove_all(ids, instant_of_deletion(all)).map_err(|error| {
             Error::failed("cannot delete").because(error).state("some may be deleted already")
-        })
+        })?;
+        self.config.observer.step(Step::Deleted);
+        Ok(())
     }
 
     /// Finds a snapshot to delete; one whose record is damaged, by its whole id.

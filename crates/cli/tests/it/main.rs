@@ -42,6 +42,7 @@ mod switched_off;
 mod tpm;
 mod traces;
 mod trash;
+mod unlogged;
 mod variants;
 mod words;
 mod wrong_clock;

@@ -4,8 +4,8 @@
 
 use std::fs::{self, File};
 use std::os::unix::process::ExitStatusExt;
-use std::path::PathBuf;
-use std::process::{Child, ExitStatus, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -144,26 +144,7 @@ impl Scene {
 
     /// Starts a command and waits until it stands at a step.
     pub(crate) fn held_at(&self, step: &str, arguments: &[&str]) -> Held {
-        let folder = self.guest.files().folder();
-        let (file, errors) = (folder.join("held"), folder.join("errors"));
-        let child = self
-            .tintype
-            .command()
-            .args(arguments)
-            .env("TINTYPE_TEST_FAULT", format!("{step}:{}", file.display()))
-            .stdout(Stdio::null())
-            .stderr(File::create(&errors).unwrap())
-            .spawn()
-            .unwrap();
-        let mut held = Held { child, file, errors };
-        let deadline = Instant::now() + WITHIN;
-        while !held.file.exists() {
-            let ended = held.child.try_wait().unwrap();
-            assert!(ended.is_none(), "{arguments:?} did not come to {step}: {}", held.errors());
-            assert!(Instant::now() < deadline, "{arguments:?} does not come to {step}");
-            sleep(Duration::from_millis(2));
-        }
-        held
+        Held::start(self.tintype.command().args(arguments), self.guest.files().folder(), step)
     }
 
     /// Asserts that nothing of a take is left in QEMU, nor in the home.
@@ -228,6 +209,26 @@ pub(crate) struct Held {
 }
 
 impl Held {
+    /// Starts a command and waits until it stands at a step; what it says goes to a folder.
+    pub(crate) fn start(command: &mut Command, folder: &Path, step: &str) -> Self {
+        let (file, errors) = (folder.join("held"), folder.join("errors"));
+        let child = command
+            .env("TINTYPE_TEST_FAULT", format!("{step}:{}", file.display()))
+            .stdout(Stdio::null())
+            .stderr(File::create(&errors).unwrap())
+            .spawn()
+            .unwrap();
+        let mut held = Self { child, file, errors };
+        let deadline = Instant::now() + WITHIN;
+        while !held.file.exists() {
+            let ended = held.child.try_wait().unwrap();
+            assert!(ended.is_none(), "it did not come to {step}: {}", held.errors());
+            assert!(Instant::now() < deadline, "it does not come to {step}");
+            sleep(Duration::from_millis(2));
+        }
+        held
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         Pid::from_child(&self.child)
     }

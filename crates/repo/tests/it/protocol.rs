@@ -230,6 +230,8 @@ struct Protocol {
     collectors: usize,
     epochs: u8,
     reader: bool,
+    /// Whether some collections leave what is deleted in the trash.
+    keeps_trash: bool,
     without: Option<Rule>,
 }
 
@@ -578,7 +580,8 @@ impl Model for Protocol {
         for (c, collector) in state.collectors.iter().enumerate() {
             match collector.step {
                 CollectorStep::Begin => {
-                    actions.extend([true, false].map(|ends| Action::Collect(c, ends)));
+                    actions.push(Action::Collect(c, true));
+                    actions.extend(self.keeps_trash.then_some(Action::Collect(c, false)));
                 }
                 _ => actions.push(Action::Collector(c)),
             }
@@ -638,21 +641,22 @@ fn check(protocol: Protocol) -> (usize, bool) {
 
 #[test]
 fn nothing_is_lost_in_any_state() {
-    let of = |writers, compactors, collectors, epochs, reader| Protocol {
+    let of = |writers, compactors, collectors, epochs, reader, keeps_trash| Protocol {
         writers,
         compactors,
         collectors,
         epochs,
         reader,
+        keeps_trash,
         without: None,
     };
     let small = [
-        of(1, 0, 2, 1, true),
-        of(1, 0, 1, 2, true),
-        of(2, 0, 1, 2, false),
-        of(0, 1, 2, 1, true),
-        of(0, 2, 1, 2, true),
-        of(1, 1, 1, 2, false),
+        of(1, 0, 2, 1, true, false),
+        of(1, 0, 1, 2, true, true),
+        of(2, 0, 1, 2, false, false),
+        of(0, 1, 2, 1, true, true),
+        of(0, 2, 1, 2, true, false),
+        of(1, 1, 1, 2, false, true),
     ];
     for protocol in small {
         let (states, good) = check(protocol);
@@ -683,7 +687,9 @@ fn every_rule_is_needed() {
     ];
     for (rule, writers, compactors, reader) in rules {
         let without = Some(rule);
-        let protocol = Protocol { writers, compactors, collectors: 1, epochs: 2, reader, without };
+        let (collectors, epochs, keeps_trash) = (1, 2, false);
+        let protocol =
+            Protocol { writers, compactors, collectors, epochs, reader, keeps_trash, without };
         let (states, good) = check(protocol);
         eprintln!("without {rule:?}: lost within {states} states");
         assert!(!good, "nothing is lost without {rule:?}");
