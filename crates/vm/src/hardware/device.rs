@@ -58,26 +58,60 @@ pub(super) fn describe(
         }
         described["bus"] = bus.into();
     }
-    let mut below = Vec::new();
+    let mut work = Description { device, drives, backends, words, below: Vec::new() };
     let list = json!({"typename": device.kind});
     for property in array(qmp.execute("device-list-properties", list)?)? {
-        let name = text(&property, "name")?;
-        let kind = text(&property, "type")?;
-        if kind.starts_with("child<") || TOLD_ONLY.contains(&name) {
-            continue;
+        match work.property(qmp, &property)? {
+            Ok(Some(value)) => described[text(&property, "name")?] = value,
+            Ok(None) => {}
+            Err(why) => return Ok(Err(why)),
         }
-        let asked = qmp.execute("qom-get", json!({"path": device.path, "property": name}));
+    }
+    work.below.push(option("device", &described));
+    Ok(Ok(work.below))
+}
+
+/// A device that is being described.
+struct Description<'d> {
+    device: &'d Device,
+    drives: &'d [Value],
+    backends: &'d Backends,
+    words: &'d [OptionWord],
+    /// What it stands on and the command line does not have.
+    below: Vec<OptionWord>,
+}
+
+impl Description<'_> {
+    /// Returns what a property is to be given, or nothing if it is as by default.
+    fn property(
+        &mut self,
+        qmp: &mut Qmp,
+        property: &Value,
+    ) -> Result<Result<Option<Value>, String>> {
+        let name = text(property, "name")?;
+        let kind = text(property, "type")?;
+        if kind.starts_with("child<") || TOLD_ONLY.contains(&name) {
+            return Ok(Ok(None));
+        }
+        let asked = qmp.execute("qom-get", json!({"path": self.device.path, "property": name}));
         let value = match asked {
+            Ok(value) if property.get("default-value") == Some(&value) => return Ok(Ok(None)),
             Ok(value) => value,
             Err(Error::Refused { .. }) => {
                 return Ok(Err(format!("QEMU does not tell its `{name}`")));
             }
             Err(error) => return Err(error),
         };
-        if property.get("default-value") == Some(&value) {
-            continue;
+        match &value {
+            Value::String(target) if !target.is_empty() && kind.starts_with("link<") => {
+                self.link(qmp, name, target)
+            }
+            _ => Ok(self.given(name, value)),
         }
-        let given = match (name, &value) {
+    }
+
+    fn given(&mut self, name: &str, value: Value) -> Result<Option<Value>, String> {
+        match (name, &value) {
             // None, though its kind has one.
             ("romfile", Value::String(_)) => Ok(Some(value)),
             (_, Value::Null) => Ok(None),
@@ -86,36 +120,36 @@ pub(super) fn describe(
             (_, Value::Array(_) | Value::Object(_)) => {
                 Err(format!("its `{name}` cannot be given on a command line"))
             }
-            ("drive", Value::String(name)) => drive(device, drives, name).map(|node| {
-                let name = node["node-name"].clone();
-                below.push(option("blockdev", &node));
-                Some(name)
-            }),
-            ("addr", Value::Number(_)) => Ok(Some(address(device, value))),
-            ("netdev" | "chardev", Value::String(id)) => {
-                backend::on_command_line(words, backends, name, id).map(|()| Some(value))
+            ("drive", Value::String(name)) => {
+                let node = drive(self.device, self.drives, name)?;
+                self.below.push(option("blockdev", &node));
+                Ok(Some(node["node-name"].clone()))
             }
-            (_, Value::String(target)) if kind.starts_with("link<") => {
-                match target.strip_prefix("/objects/") {
-                    Some(id) => backend::object(qmp, id, words)?.map(|object| {
-                        below.extend(object.map(|object| option("object", &object)));
-                        Some(id.into())
-                    }),
-                    // A part of its own.
-                    None if target.starts_with(&device.path) => Ok(None),
-                    None => Err(format!("its `{name}` is {target}")),
-                }
+            ("addr", Value::Number(_)) => Ok(Some(address(self.device, value))),
+            ("netdev" | "chardev", Value::String(id)) => {
+                backend::on_command_line(self.words, self.backends, name, id)?;
+                Ok(Some(value))
             }
             _ => Ok(Some(value)),
-        };
-        match given {
-            Ok(Some(value)) => described[name] = value,
-            Ok(None) => {}
-            Err(why) => return Ok(Err(why)),
         }
     }
-    below.push(option("device", &described));
-    Ok(Ok(below))
+
+    /// Describes the object that a property refers to.
+    fn link(
+        &mut self,
+        qmp: &mut Qmp,
+        name: &str,
+        target: &str,
+    ) -> Result<Result<Option<Value>, String>> {
+        let Some(id) = target.strip_prefix("/objects/") else {
+            let is_own = target.starts_with(&self.device.path);
+            return Ok(if is_own { Ok(None) } else { Err(format!("its `{name}` is {target}")) });
+        };
+        Ok(backend::object(qmp, id, self.words)?.map(|object| {
+            self.below.extend(object.map(|object| option("object", &object)));
+            Some(id.into())
+        }))
+    }
 }
 
 /// Describes the node of a device's drive, under the name that the device calls it by
