@@ -144,6 +144,9 @@ pub(crate) enum Command {
         /// Do not keep what is overwritten: it is lost.
         #[arg(long)]
         no_safety: bool,
+        /// Go on although a CD or another read-only medium is missing or another one now.
+        #[arg(long)]
+        ignore_media: bool,
     },
     /// Make new VMs that run on from a snapshot, with disks, sockets and ports of their own.
     Clone(CloneArguments),

@@ -26,15 +26,19 @@ pub(crate) struct CloneArguments {
     /// Keep the memory that the new VMs have in common once, until they write to it.
     #[arg(long, conflicts_with_all = ["eager", "lazy"])]
     share_memory: bool,
+    /// Go on although a CD or another read-only medium is missing or another one now.
+    #[arg(long)]
+    ignore_media: bool,
     #[command(flatten)]
     load: LoadArguments,
 }
 
 /// Makes new VMs of a snapshot.
 pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
-    let CloneArguments { snapshot, name, count, to, share_memory, load } = arguments;
+    let CloneArguments { snapshot, name, count, to, share_memory, ignore_media, load } = arguments;
     let load = load.mode();
-    let params = CloneParams { snapshot, name, count, folder: to, share_memory, load };
+    let params =
+        CloneParams { snapshot, name, count, folder: to, share_memory, load, ignore_media };
     let report = engine.clone_snapshot(&params)?;
     output.result(&report, || cloned(&report));
     Ok(())

@@ -62,8 +62,9 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         Command::Take(arguments) => take(engine, arguments, output)?,
         Command::Log(arguments) => log::run(engine, &arguments, output)?,
         Command::Show { snapshot } => show(engine, &snapshot, output)?,
-        Command::Revert { vm, snapshot, load, no_safety } => {
-            let params = RevertParams { snapshot, safety: !no_safety, load: load.mode() };
+        Command::Revert { vm, snapshot, load, no_safety, ignore_media } => {
+            let (safety, load) = (!no_safety, load.mode());
+            let params = RevertParams { snapshot, safety, load, ignore_media };
             let report = engine.revert(&vm, &params)?;
             output.result(&report, || text::revert(&report));
         }

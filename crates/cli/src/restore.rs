@@ -18,6 +18,9 @@ pub(crate) struct RestoreArguments {
     /// The format of the disks.
     #[arg(long, value_name = "FORMAT", default_value = "qcow2")]
     format: DiskFormat,
+    /// Go on although a CD or another read-only medium is missing or another one now.
+    #[arg(long)]
+    ignore_media: bool,
 }
 
 /// The format of a disk.
@@ -39,6 +42,7 @@ pub(crate) fn run(engine: &Engine, arguments: RestoreArguments, output: &Output)
         snapshot: arguments.snapshot,
         folder: arguments.to,
         format: format.to_owned(),
+        ignore_media: arguments.ignore_media,
     })?;
     output.result(&report, || {
         format!(

@@ -56,6 +56,8 @@ pub struct CloneParams {
     pub share_memory: bool,
     /// When their guests run, if they do not share memory.
     pub load: LoadMode,
+    /// Whether media that are missing or others now do not matter.
+    pub ignore_media: bool,
 }
 
 /// What was made.
@@ -103,6 +105,7 @@ impl Engine {
         let repository = self.repository()?;
         let mut target = self.find_snapshot(&repository, &params.snapshot, None)?;
         let _held = hold(&repository, &mut target)?;
+        self.see_to_media(&mut target, params.ignore_media)?;
         let load = if params.share_memory { LoadMode::Eager } else { params.load };
         let lazy = self.is_lazy(&repository, &target, load)?;
         self.refuse_unfit(&repository, &target, "clone", lazy)?;

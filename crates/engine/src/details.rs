@@ -11,6 +11,7 @@ use tintype_vm::{CommandLine, Disk, Inventory, Tpm, Way};
 pub use tintype_vm::{DiskRead, Reading};
 
 use crate::error::{Error, Result};
+use crate::media::Medium;
 use crate::quiesce::Quiesced;
 
 /// The name of the blob that holds the state of the devices.
@@ -55,6 +56,9 @@ pub struct Details {
     pub inventory: Inventory,
     /// Small files that the command line names, and those of its TPMs.
     pub files: Vec<SavedFile>,
+    /// Media that the guest can only read, which are not in the snapshot.
+    #[serde(default)]
+    pub media: Vec<Medium>,
     /// The software TPMs beside QEMU.
     pub tpms: Vec<Tpm>,
     /// Whether the guest's file systems were frozen at the instant.

@@ -90,12 +90,16 @@ impl Engine {
             let held = hold(&repository, &mut snapshot)?;
             Ok((snapshot, held))
         };
-        let (target, _held) = read(target)?;
+        let (mut target, _held) = read(target)?;
         let (safety, _held_safety) = safety.map(read).transpose()?.unzip();
         self.config.observer.notice(&format!(
             "a revert of `{}` to `{}` had been interrupted; it is finished now",
             vm.name, target.record.name
         ));
+        // Whoever began it had them, or was ready to go without.
+        if let Err(error) = self.see_to_media(&mut target, true) {
+            tracing::warn!(%error, "QEMU will not find it");
+        }
         await_start(vm);
         // What the disks are now is not known: all of them is compared.
         let became = self.become_snapshot(&repository, vm, &target, Become::default());

@@ -250,6 +250,7 @@ impl Work<'_> {
             command_line: vm.state.command_line.clone(),
             inventory: inventory.clone(),
             files: Vec::new(),
+            media: Vec::new(),
             tpms: Vec::new(),
             quiesced: Quiesced::not("it was imported"),
         };

@@ -26,6 +26,7 @@ mod lazy;
 mod lease;
 mod life;
 mod loading;
+mod media;
 mod memory;
 mod names;
 mod new_disks;

@@ -493,8 +493,12 @@ impl Engine {
                 .state("nothing was changed")
                 .hint("undo it on the machine where it was reverted"));
         };
-        let params =
-            RevertParams { snapshot: to.to_string(), safety: true, load: LoadMode::default() };
+        let params = RevertParams {
+            snapshot: to.to_string(),
+            safety: true,
+            load: LoadMode::default(),
+            ignore_media: false,
+        };
         let Reverted { report, reversal, .. } = self.put_back_vm(&name, &params)?;
         let did = format!("put {name} back to what it was before, {name}@{}", report.name);
         let names = vec![format!("{name}@{}", report.name)];

@@ -10,6 +10,7 @@ use crate::details::{Details, Snapshot};
 use crate::disks::DiskHost;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::media::Medium;
 use crate::observer::Step;
 use crate::quiesce::{Quiesce, Quiesced};
 use crate::sink::{Collected, SessionSink};
@@ -60,6 +61,7 @@ impl Engine {
             memory,
             disks,
             command_line: line.clone(),
+            media: Medium::all_of(&inventory),
             inventory,
             files,
             tpms: Vec::new(),

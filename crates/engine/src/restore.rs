@@ -45,6 +45,8 @@ pub struct RestoreParams {
     pub folder: PathBuf,
     /// The format of the disks: `qcow2` or `raw`.
     pub format: String,
+    /// Whether media that are missing or others now do not matter.
+    pub ignore_media: bool,
 }
 
 /// What was restored.
@@ -68,6 +70,7 @@ impl Engine {
         let repository = self.repository()?;
         let mut target = self.find_snapshot(&repository, &params.snapshot, None)?;
         let _held = hold(&repository, &mut target)?;
+        self.see_to_media(&mut target, params.ignore_media)?;
         self.refuse_unfit(&repository, &target, "restore", false)?;
         let folder =
             std::path::absolute(&params.folder).map_err(Error::io("find", &params.folder))?;

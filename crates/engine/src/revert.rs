@@ -43,6 +43,8 @@ pub struct RevertParams {
     pub safety: bool,
     /// When the guest runs.
     pub load: LoadMode,
+    /// Whether media that are missing or others now do not matter.
+    pub ignore_media: bool,
 }
 
 /// How a revert went.
@@ -92,6 +94,7 @@ impl Engine {
         let mut target = self.find_snapshot(&repository, &params.snapshot, Some(&vm.name))?;
         let _held = hold(&repository, &mut target)?;
         refuse_imported(&target.details.command_line, "revert", &vm.name)?;
+        self.see_to_media(&mut target, params.ignore_media)?;
         let lazy = self.is_lazy(&repository, &target, params.load)?;
         self.refuse_misfit(&repository, &vm, &target, lazy)?;
         self.config.observer.step(Step::RevertVerified);

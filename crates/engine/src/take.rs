@@ -25,6 +25,7 @@ use crate::hooks::Hooks;
 use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::labels::{check_message, check_tags, refuse_name};
+use crate::media::Medium;
 use crate::observer::Step;
 use crate::operations::Reversal;
 use crate::quiesce::{AgentOrWhy, QuiesceParams, Quiesced};
@@ -393,6 +394,7 @@ impl Engine {
             memory,
             disks,
             command_line: line,
+            media: Medium::all_of(&inventory),
             inventory,
             files,
             tpms,

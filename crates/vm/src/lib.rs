@@ -20,6 +20,7 @@ mod isolate;
 mod launch;
 mod lazy;
 mod load;
+mod media;
 mod pause;
 mod process;
 pub mod qmp;
@@ -45,6 +46,7 @@ pub use isolate::{Isolated, isolate};
 pub use launch::{LaunchParams, launch};
 pub use lazy::{LazyState, RescuePipe, can_serve_missing_pages};
 pub use load::load;
+pub use media::without_medium;
 pub use process::{CommandLine, Process, ProcessId};
 pub use relocate::{
     FreePort, MovedFile, MovedPort, RelocateParams, Relocated, relocate, with_machine_type,

@@ -215,6 +215,24 @@ fn a_drive_has_the_medium_of_the_instant() {
             vm.tintype.json(&["revert", "web", name, "--no-safety"]);
             assert_eq!(medium(), expected);
         }
+        // One that is another by now, or gone.
+        fs::write(vm.path("cd1"), vec![1; 4 << 20]).unwrap();
+        let refused = |arguments: &[&str], why: &str| {
+            let output = vm.tintype.run(arguments);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(4), "{errors}");
+            assert!(errors.contains(why) && errors.contains("--ignore-media"), "{errors}");
+        };
+        refused(&["revert", "web", "one"], "cd1, is another one now");
+        vm.tintype.json(&["revert", "web", "one", "--no-safety", "--ignore-media"]);
+        assert_eq!(medium(), "cd1");
+        fs::remove_file(vm.path("cd1")).unwrap();
+        let restored = vm.path("restored");
+        refused(&["revert", "web", "one"], "cd1: No such file");
+        refused(&["clone", "web@one", "twin"], "cd1: No such file");
+        refused(&["restore", "web@one", "--to", restored.to_str().unwrap()], "cd1: No such file");
+        vm.tintype.json(&["revert", "web", "one", "--ignore-media"]);
+        assert_eq!(medium(), "", "an empty drive");
         // A disk that another image has taken over, as an external snapshot does.
         let over = vm.path("over.qcow2");
         vm.qmp(
