@@ -52,7 +52,7 @@ const SOAKS: &[Soak] = &[
         about: "kills, interrupts and starves takes and reverts, and QEMU, at every step",
         package: "tintype",
         target: &["--test", "it"],
-        tests: &["kill::", "qemu_death::", "interrupt::", "space::"],
+        tests: &["kill::", "quiesce::whatever_happens", "qemu_death::", "interrupt::", "space::"],
         counted: "moments",
         usual: 500,
     },
