@@ -51,6 +51,11 @@ pub(crate) fn encode_list(len: u64, chunks: &[NodePointer]) -> Vec<u8> {
     list
 }
 
+/// Returns the bytes of one chunk of a blob; empty if it has none there.
+pub(crate) fn chunk(blob: &[u8], number: usize) -> &[u8] {
+    blob.chunks(CHUNK).nth(number).unwrap_or_default()
+}
+
 /// Returns a blob's bytes.
 pub(crate) fn read(vault: &Vault, blob: &BlobId) -> Result<Vec<u8>, Error> {
     let chunks = chunks(vault, blob)?;

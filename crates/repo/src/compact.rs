@@ -291,6 +291,7 @@ impl<'a> Step<'a> {
         let mut rewriter = Rewriter {
             vault: &core.vault,
             moved: &|place| self.places.get(place).copied(),
+            cut: &|_| None,
             leaves: &leaves,
             put: &|_, bytes| core.put_node(bytes),
             nodes: HashMap::new(),

@@ -17,7 +17,8 @@ use crate::{
 
 const BLOCKS: usize = 12;
 
-fn new_disk() -> SimulatedDisk {
+/// A disk with an empty repository.
+pub(crate) fn new_disk() -> SimulatedDisk {
     let disk = SimulatedDisk::default();
     let store = LocalStore::on(Box::new(disk.clone()), Path::new("simulated"));
     create_in(&store, &InitParams::default()).unwrap();

@@ -1,4 +1,4 @@
-//! Hosts that take, delete, undo, read, collect and compact in one bucket at once, in a
+//! Hosts that take, delete, undo, read, collect, compact and mend in one bucket at once, in a
 //! simulated world where everything goes wrong that may: seed after seed.
 //!
 //! What must hold: what was acknowledged is there, bit for bit, until somebody
@@ -15,15 +15,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use jiff::Timestamp;
 use tintype_types::{SnapshotId, SnapshotName, VmId, VmName};
 
-use crate::crash_tests::{eager, has_images, write_images};
-use crate::gone;
+use crate::crash_tests::{self, eager, has_images, write_images};
+use crate::donor::Donor;
+use crate::error::Damage;
 use crate::repository::create_in;
 use crate::store::simulated::Dice;
 use crate::store::world::{Line, Odds, World};
 use crate::store::{Budget, Memory, Pulse, Retry, Shared};
 use crate::{
     Due, Error, GcParams, InitParams, Kind, Repository, SessionParams, SnapshotDraft,
-    SnapshotRecord, VerifyLevel,
+    SnapshotRecord, VerifyLevel, copy_tests, gone, graft,
 };
 
 /// Hosts; one that was killed does not come back.
@@ -136,13 +137,14 @@ impl Host {
 
     /// Does one thing.
     fn step(&self, repository: &Repository, number: u64) -> Result<(), Error> {
-        match self.line.world.roll(11) {
+        match self.line.world.roll(12) {
             0..=2 => self.take(repository, number),
             3 | 4 => self.delete(repository),
             5 => self.undo(repository),
             6 | 7 => self.read(repository),
             8 => self.label(repository, number),
-            9 => {
+            9 => self.mend(repository),
+            10 => {
                 let due = self.due(repository)?;
                 let report = repository.gc(GcParams { due, ..eager() }, &())?;
                 if report.compaction.snapshots > 0 {
@@ -242,6 +244,20 @@ impl Host {
         let mut fates = self.fates();
         let known = fates.0.entry(of).or_insert_with(|| Known::new(id, Fate::There));
         known.tags.push(tag);
+        Ok(())
+    }
+
+    /// Moves everything out of a segment, as a repair does if it is damaged.
+    fn mend(&self, repository: &Repository) -> Result<(), Error> {
+        let segments = repository.vault.store.list("seg/")?;
+        let Some(at) = self.pick(&segments) else { return Ok(()) };
+        let damage = Damage::new(&*segments[at].key, None, "so it is said");
+        let stranger = crash_tests::open(&copy_tests::new_disk())?;
+        let donor = Donor::new(&stranger, repository.id())?;
+        let grafted = graft::graft(&repository.vault, &donor, &[damage], &())?;
+        if !grafted.mended.is_empty() {
+            self.line.world.note("mending");
+        }
         Ok(())
     }
 
@@ -416,5 +432,5 @@ fn hosts_in_a_bad_world_lose_nothing() {
     });
     let counts = counts.into_inner().unwrap();
     eprintln!("soak: {count} worlds, seed {first}, nothing lost; {counts:?}");
-    assert!(counts.len() == 14 || count < 100, "everything has happened: {counts:?}");
+    assert!(counts.len() == 15 || count < 100, "everything has happened: {counts:?}");
 }

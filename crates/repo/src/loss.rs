@@ -63,7 +63,7 @@ pub(crate) fn losses(
 }
 
 /// What was read; `None` if it is damaged.
-fn sound<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
+pub(crate) fn sound<T>(read: Result<T, Error>) -> Result<Option<T>, Error> {
     match read {
         Ok(read) => Ok(Some(read)),
         Err(Error::Damaged(_)) => Ok(None),

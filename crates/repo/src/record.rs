@@ -166,8 +166,8 @@ pub(crate) enum Outcome {
 }
 
 const COMMITTED: &str = "tintype outcome 1 committed\n";
-const MOVED: &str = "tintype outcome 1 moved\n";
-const ABORTED: &str = "tintype outcome 1 aborted\n";
+pub(crate) const MOVED: &str = "tintype outcome 1 moved\n";
+pub(crate) const ABORTED: &str = "tintype outcome 1 aborted\n";
 
 /// Returns the object key of a session's outcome.
 pub(crate) fn outcome_key(session: SnapshotId) -> String {

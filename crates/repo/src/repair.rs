@@ -10,6 +10,8 @@
 //!           operations  from a copy or this machine, else an entry that says nothing
 //!           epochs      see `epoch::settle` and `gc::decide_again`
 //!        ─► verify ─► the segments that are still damaged: quarantined
+//!        ─► from another repository: `graft` moves out what is needed of them,
+//!           `regrow` makes damaged maps anew, `recall` damaged records
 //! ```
 //!
 //! Nothing is ever encoded anew in its old place, since a nonce would serve
@@ -20,15 +22,20 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use tintype_types::{ByteCount, SnapshotId};
+
+use crate::donor::Donor;
 use crate::error::Damage;
 use crate::gc;
 use crate::gone::{self, Deletions};
+use crate::graft::{self, Grafted, Mended, Mismatch};
 use crate::journal;
 use crate::label;
 use crate::listing;
 use crate::loss::Loss;
 use crate::pointer::SegmentName;
-use crate::record::{MAX_OUTCOME, Outcome};
+use crate::record::{MAX_OUTCOME, Outcome, outcome_key};
+use crate::repository::Repository;
 use crate::segment::{self, SEGMENT_SIZE, Table, Trailer};
 use crate::slot;
 use crate::supervisor::Supervisor;
@@ -38,6 +45,16 @@ use crate::wire::Malformed;
 use crate::{Error, epoch, quarantine};
 
 const MAX_SEGMENT: u64 = SEGMENT_SIZE as u64;
+
+/// Where repair takes things from, beside what this machine keeps.
+#[derive(Clone, Copy)]
+pub(crate) enum Source<'a> {
+    Nothing,
+    /// The same repository elsewhere, byte for byte.
+    Copy(&'a Vault),
+    /// Another one, with copies of snapshots of this one, or the reverse.
+    Other(&'a Repository),
+}
 
 /// What a repair has done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -50,19 +67,33 @@ pub struct RepairReport {
     pub quarantined: Vec<String>,
     /// The segments to which this no longer applies: they are good, or gone.
     pub released: Vec<String>,
+    /// The snapshots that were moved out of damaged segments, with what is good there
+    /// and what another repository has.
+    pub mended: Vec<Mended>,
+    /// The damaged segments that no snapshot needs any more because of that.
+    pub emptied: Vec<String>,
+    /// How many bytes of content the other repository gave.
+    pub fetched_bytes: ByteCount,
+    /// Where it has something else than this one had.
+    pub mismatches: Vec<Mismatch>,
     /// Everything that is still wrong.
     pub damaged: Vec<Damage>,
     /// What cannot be read because of that.
     pub losses: Vec<Loss>,
 }
 
-/// Repairs what is damaged, from a copy of the repository if there is one.
+/// Repairs what is damaged, from what there is.
 pub(crate) fn repair(
     vault: &Arc<Vault>,
-    copy: Option<&Vault>,
+    source: Source<'_>,
     supervisor: &dyn Supervisor,
 ) -> Result<RepairReport, Error> {
     let verify = || verify::verify(vault, &[], VerifyLevel::ReadData, supervisor);
+    let (copy, donor) = match source {
+        Source::Nothing => (None, None),
+        Source::Copy(copy) => (Some(copy), None),
+        Source::Other(other) => (None, Some(donor(vault, other)?)),
+    };
     let before = verify()?;
     let objects: BTreeSet<&String> = before.damaged.iter().map(|damage| &damage.object).collect();
     let mut repaired = Vec::new();
@@ -72,17 +103,52 @@ pub(crate) fn repair(
             repaired.push(key.clone());
         }
     }
-    let after = if repaired.is_empty() { before.clone() } else { verify()? };
-    repaired.retain(|key| after.damaged.iter().all(|damage| damage.object != *key));
-    let (quarantined, released) = keep_away(vault, &after.damaged)?;
+    let mut after = if repaired.is_empty() { before.clone() } else { verify()? };
+    // Before anything is stored, so that nothing new leads there.
+    let (mut quarantined, mut released) = keep_away(vault, &after.damaged)?;
+    let mut grafted = Grafted::default();
+    let mut emptied = BTreeSet::new();
+    if let Some(donor) = donor
+        && !after.damaged.is_empty()
+    {
+        emptied.extend(after.damaged.iter().map(|damage| damage.object.clone()));
+        emptied.retain(|key| SegmentName::from_key(key).is_some());
+        grafted = graft::graft(vault, &donor, &after.damaged, supervisor)?;
+        repaired.append(&mut grafted.repaired);
+        after = verify()?;
+        let (more, gone) = keep_away(vault, &after.damaged)?;
+        quarantined.extend(more);
+        released.extend(gone);
+    }
+    let is_good = |key: &String| after.damaged.iter().all(|damage| damage.object != *key);
+    // What is good of one that is not whole was moved too, and does not count.
+    let lost: BTreeSet<_> = after.damaged.iter().flat_map(|damage| &damage.snapshots).collect();
+    grafted.mended.retain(|id, _| !lost.contains(id));
+    repaired.retain(is_good);
+    emptied.retain(is_good);
+    quarantined.retain(|key| !emptied.contains(key));
     Ok(RepairReport {
         found: before.damaged,
         repaired,
         quarantined,
         released,
+        mended: grafted.mended.into_values().collect(),
+        emptied: emptied.into_iter().collect(),
+        fetched_bytes: grafted.fetched_bytes,
+        mismatches: grafted.mismatches.into_values().collect(),
         damaged: after.damaged,
         losses: after.losses,
     })
+}
+
+/// Opens another repository, which must have something in common with this one.
+fn donor<'d>(vault: &Vault, other: &'d Repository) -> Result<Donor<'d>, Error> {
+    let donor = Donor::new(other, vault.id)?;
+    if donor.has_any_of(&listing::list(vault)?.records) {
+        return Ok(donor);
+    }
+    let place = other.path().display();
+    Err(Error::Invalid(format!("{place} has no copy of this repository or of its snapshots")))
 }
 
 /// Mends an object; whether it is another one now.
@@ -158,13 +224,19 @@ fn mend_record(vault: &Vault, copy: &Vault, key: &str) -> Result<bool, Error> {
     if !matches!(outcome, Ok(Outcome::Committed(_) | Outcome::Moved(_))) {
         return Ok(false);
     }
+    put_back(vault, snapshot, &record)
+}
+
+/// Replaces a damaged outcome by these bytes, unless it was forgotten meanwhile.
+pub(crate) fn put_back(vault: &Vault, session: SnapshotId, outcome: &[u8]) -> Result<bool, Error> {
     // No collector forgets a snapshot that somebody reads. So if it is not
     // deleted now and its record is there, it is while this is put back.
-    let slot = slot::put_reader(vault, snapshot)?;
+    let key = outcome_key(session);
+    let slot = slot::put_reader(vault, session)?;
     let is_there =
-        || Ok(!Deletions::read(vault)?.has(snapshot) && vault.store.size(key)?.is_some());
+        || Ok(!Deletions::read(vault)?.has(session) && vault.store.size(&key)?.is_some());
     let put_back = match is_there() {
-        Ok(true) => vault.store.replace(key, &record).map(|()| true),
+        Ok(true) => vault.store.replace(&key, outcome).map(|()| true),
         other => other,
     };
     slot.release(vault).and(put_back)
@@ -208,7 +280,7 @@ fn is_good_or_gone(vault: &Vault, name: SegmentName) -> Result<bool, Error> {
 }
 
 /// The bytes of an object, if there are any.
-fn readable(bytes: Result<Vec<u8>, Error>) -> Result<Option<Vec<u8>>, Error> {
+pub(crate) fn readable(bytes: Result<Vec<u8>, Error>) -> Result<Option<Vec<u8>>, Error> {
     match bytes {
         Ok(bytes) => Ok(Some(bytes)),
         Err(Error::NotFound(_) | Error::Damaged(_)) => Ok(None),

@@ -22,7 +22,7 @@ use crate::nearby::Nearby;
 use crate::pointer::hex;
 use crate::reader::ImageReader;
 use crate::record::{BlobId, Outcome, SnapshotRecord, outcome_key};
-use crate::repair::{self, RepairReport};
+use crate::repair::{self, RepairReport, Source};
 use crate::session::{Session, SessionParams};
 use crate::shares::{self, Shares};
 use crate::site::Site;
@@ -385,24 +385,21 @@ impl Repository {
         Ok(report)
     }
 
-    /// Repairs what is damaged: from a copy of this repository if there is one,
-    /// and from what this machine keeps of it. Writes nothing if nothing is
-    /// damaged. What cannot be repaired is kept away from new snapshots.
+    /// Repairs what is damaged: from what this machine keeps of it, from a copy of
+    /// this repository, or from another one that has copies of its snapshots, or what
+    /// they are copies of. Writes nothing if nothing is damaged. What cannot be
+    /// repaired is kept away from new snapshots. Ended anywhere, the next call goes on.
     pub fn repair(
         &self,
-        copy: Option<&Repository>,
+        from: Option<&Repository>,
         supervisor: &dyn Supervisor,
     ) -> Result<RepairReport, Error> {
-        if let Some(copy) = copy
-            && copy.vault.id != self.vault.id
-        {
-            return Err(Error::Invalid(format!(
-                "{} is another repository, not a copy of {}",
-                copy.path.display(),
-                self.path.display()
-            )));
-        }
-        repair::repair(&self.vault, copy.map(|copy| &*copy.vault), supervisor)
+        let source = match from {
+            None => Source::Nothing,
+            Some(copy) if copy.vault.id == self.vault.id => Source::Copy(&copy.vault),
+            Some(other) => Source::Other(other),
+        };
+        repair::repair(&self.vault, source, supervisor)
     }
 
     /// Does what frees space, if need be with the space that was set aside.

@@ -21,6 +21,8 @@ pub(crate) struct Rewriter<'a> {
     pub vault: &'a Vault,
     /// Where a frame of blocks or chunk is now; `None` where it was.
     pub moved: &'a dyn Fn(&Place) -> Option<Place>,
+    /// What a part becomes that is not only moved; `None` for all others.
+    pub cut: &'a dyn Fn(&Part) -> Option<Vec<Part>>,
     /// Whether a node has to be stored anew, whatever it leads to.
     pub leaves: &'a dyn Fn(&Place) -> bool,
     /// Stores a node, given where it was.
@@ -42,7 +44,7 @@ impl Rewriter<'_> {
         Ok(record)
     }
 
-    fn image(&mut self, root: &ImageRoot) -> Result<ImageRoot, Error> {
+    pub(crate) fn image(&mut self, root: &ImageRoot) -> Result<ImageRoot, Error> {
         let mut root = root.clone();
         if let Some(base) = &mut root.base {
             *base = self.node(base, Tree::Base, root.height)?;
@@ -53,7 +55,7 @@ impl Rewriter<'_> {
         Ok(root)
     }
 
-    fn blob(&mut self, blob: &BlobId) -> Result<BlobId, Error> {
+    pub(crate) fn blob(&mut self, blob: &BlobId) -> Result<BlobId, Error> {
         if let Some(list) = self.nodes.get(&blob.list) {
             return Ok(BlobId { list: *list, ..blob.clone() });
         }
@@ -135,10 +137,16 @@ impl Rewriter<'_> {
     }
 
     fn moves(&self, part: &Part) -> bool {
-        (self.moved)(&part.frame.place).is_some()
+        (self.moved)(&part.frame.place).is_some() || (self.cut)(part).is_some()
     }
 
     fn entry(&self, entry: &mut Entry, is_changed: &Cell<bool>) {
+        if entry.parts.iter().any(|part| (self.cut)(part).is_some()) {
+            let cut = |part: Part| (self.cut)(&part).unwrap_or_else(|| vec![part]);
+            entry.parts = std::mem::take(&mut entry.parts).into_iter().flat_map(cut).collect();
+            entry.parts.sort_unstable_by_key(|part| part.used.trailing_zeros());
+            is_changed.set(true);
+        }
         for part in &mut entry.parts {
             self.place(&mut part.frame.place, is_changed);
         }

@@ -21,16 +21,16 @@ use tintype_types::{ByteCount, SnapshotId};
 use crate::Error;
 use crate::blob;
 use crate::commit::{self, Provenance};
-use crate::frame::{Encoder, FrameKind};
+use crate::frame::{Codec, Encoder, FrameKind};
 use crate::heal;
 use crate::image::ImageState;
-use crate::index::Hooks;
+use crate::index::{self, Hooks};
 use crate::join::Joins;
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
 use crate::pages::Pages;
 use crate::parents::Parents;
-use crate::pointer::{NodeId, NodePointer, Place};
+use crate::pointer::{BlockId, FramePointer, NodeId, NodePointer, Place};
 use crate::reach::Reach;
 use crate::record::{BlobId, Moved, Outcome, SnapshotDraft, SnapshotRecord};
 use crate::segment::{Identity, SegmentKind};
@@ -169,6 +169,22 @@ impl Core {
     pub(crate) fn put_node(&self, bytes: &[u8]) -> NodePointer {
         let id = self.vault.keys.node_id(FrameKind::Node as u8, bytes);
         self.put_bytes(FrameKind::Node, id, bytes)
+    }
+
+    /// Stores a frame of blocks with these ids.
+    pub(crate) fn put_frame(
+        &self,
+        (codec, stored): (Codec, &[u8]),
+        raw_len: usize,
+        ids: &[BlockId],
+    ) -> FramePointer {
+        let place = self.data.append(codec, stored, raw_len, Identity::Blocks(ids));
+        let blocks = u8::try_from(ids.len()).expect("a frame has at most 32 blocks");
+        let frame = FramePointer { place, blocks, id: self.vault.keys.frame_id(ids) };
+        self.joins.remember(frame, ids);
+        let new = ids.iter().filter_map(index::hook).map(|hook| (hook, place.segment.number));
+        self.hooks.lock().unwrap_or_else(PoisonError::into_inner).extend(new);
+        frame
     }
 
     /// Returns an empty window for blocks that come one after the other.

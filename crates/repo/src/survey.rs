@@ -207,6 +207,7 @@ impl Survey {
         let mut rewriter = Rewriter {
             vault,
             moved: &|place| is_victim(place).then(|| moved(place)),
+            cut: &|_| None,
             leaves: &is_victim,
             put: &|pointer, _| {
                 nodes.set(nodes.get() + rewrite::weight(&pointer.place));

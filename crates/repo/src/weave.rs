@@ -8,21 +8,19 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, PoisonError};
 
 use tintype_types::BLOCK_SIZE;
 
 use crate::Error;
 use crate::frame::{Encoder, MAX_BLOCKS};
 use crate::image::WINDOW_REGIONS;
-use crate::index;
 use crate::join::Twin;
 use crate::lanes::Job;
 use crate::node::{Entry, Part, REGION_BLOCKS};
 use crate::pages::{Page, Pages, is_zero};
 use crate::pointer::{BlockId, FramePointer};
-use crate::segment::Identity;
 use crate::session::Core;
 
 /// Regions that a frame of its own may span.
@@ -269,15 +267,7 @@ impl Weaver {
         let counters = &self.core.counters;
         let count = u64::try_from(ids.len()).expect("a usize fits in 64 bits");
         counters.new_blocks.fetch_add(count, Relaxed);
-        let (codec, stored) = self.encoder.encode(raw);
-        let place = self.core.data.append(codec, stored, raw.len(), Identity::Blocks(ids));
-        let blocks = u8::try_from(ids.len()).expect("a frame has at most 32 blocks");
-        let frame = FramePointer { place, blocks, id: self.core.vault.keys.frame_id(ids) };
-        self.core.joins.remember(frame, ids);
-        let new = ids.iter().filter_map(index::hook).map(|hook| (hook, place.segment.number));
-        let mut hooks = self.core.hooks.lock().unwrap_or_else(PoisonError::into_inner);
-        hooks.extend(new);
-        frame
+        self.core.put_frame(self.encoder.encode(raw), raw.len(), ids)
     }
 }
 

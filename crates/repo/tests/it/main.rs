@@ -14,6 +14,7 @@ mod judge;
 mod keys;
 mod labels;
 mod memory;
+mod mend;
 mod model;
 mod power;
 mod protocol;
