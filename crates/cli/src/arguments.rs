@@ -15,6 +15,7 @@ use crate::log::LogArguments;
 use crate::man::ManArguments;
 use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
+use crate::repair::RepairArguments;
 use crate::restore::RestoreArguments;
 use crate::settings::SetArguments;
 use crate::verify::VerifyArguments;
@@ -200,11 +201,7 @@ pub(crate) enum Command {
     /// Check that snapshots are there and good.
     Verify(VerifyArguments),
     /// Mend what is damaged, and keep new snapshots away from what cannot be mended.
-    Repair {
-        /// A copy of the repository, to take from it what is damaged here.
-        #[arg(long, value_name = "URL")]
-        from: Option<PathBuf>,
-    },
+    Repair(RepairArguments),
     /// Say what this machine and a VM can do, what blocks what, and what is done instead.
     Doctor {
         /// The VM.

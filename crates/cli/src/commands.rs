@@ -31,6 +31,7 @@ use crate::page_server;
 use crate::progress::{Fault, Show};
 use crate::prune;
 use crate::removal;
+use crate::repair;
 use crate::restore;
 use crate::settings;
 use crate::text;
@@ -93,12 +94,8 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
         }
         Command::Du { names } => removal::space(engine, &names, output)?,
         Command::Verify(arguments) => return verify::run(engine, &arguments, output),
-        Command::Repair { from } => {
-            let summary = engine.repair(from.as_deref())?;
-            output.result(&summary, || text::repair(&summary));
-            if !summary.damaged.is_empty() {
-                return Ok(Exit::Damage);
-            }
+        Command::Repair(arguments) => {
+            return repair::run(engine, arguments, globals.limit_rate, output);
         }
         Command::Doctor { vm } => {
             let findings = engine.doctor(vm.as_ref())?;

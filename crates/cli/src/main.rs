@@ -19,6 +19,7 @@ mod page_server;
 mod progress;
 mod prune;
 mod removal;
+mod repair;
 mod restore;
 mod settings;
 mod text;

@@ -3,8 +3,7 @@
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, Loading, LostPart, RepairSummary, RevertReport, Snapshot, SnapshotReport,
-    VmReport,
+    Finding, Health, Loading, LostPart, RevertReport, Snapshot, SnapshotReport, VmReport,
 };
 use tintype_types::ByteCount;
 
@@ -181,27 +180,6 @@ fn disk_read(read: &tintype_engine::DiskRead) -> String {
         (Reading::Full, None) => format!(", {} read", read.read_bytes),
         (Reading::Full, Some(why)) => format!(", {} read: {why}", read.read_bytes),
     }
-}
-
-/// Describes a repair.
-pub(crate) fn repair(summary: &RepairSummary) -> String {
-    let mut text = String::new();
-    for (keys, meaning) in [
-        (&summary.repaired, "is whole again"),
-        (&summary.quarantined, "cannot be mended: no new snapshot will rely on it"),
-        (&summary.released, "can be relied on again"),
-    ] {
-        for key in keys {
-            let _ = writeln!(text, "{key} {meaning}");
-        }
-    }
-    if summary.damaged.is_empty() {
-        text.push_str(if summary.found.is_empty() { "nothing is damaged" } else { "all good" });
-        return text;
-    }
-    let _ = writeln!(text, "still damaged, {} places:", summary.damaged.len());
-    damage(&mut text, &summary.damaged, &summary.lost);
-    text
 }
 
 /// Lists what is damaged and what that costs.

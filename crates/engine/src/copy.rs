@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::observer::Step;
 use crate::operations::{Reversal, listed};
 use crate::supervisor::Supervisor;
-use crate::{Engine, is_bucket};
+use crate::{COPIED_TO, Engine, is_bucket};
 
 /// What to copy, and where to.
 #[derive(Debug, Clone, Default)]
@@ -97,7 +97,8 @@ impl Engine {
         each: &mut dyn FnMut(&CopiedSnapshot),
     ) -> Result<CopySummary> {
         let source = self.repository()?;
-        let target = self.open_other_repository(&params.to, &params.keys, params.s3.as_ref())?;
+        let (keys, s3) = (&params.keys, params.s3.as_ref());
+        let target = self.open_other_repository(&params.to, keys, s3, &COPIED_TO)?;
         if source.id() == target.id() {
             return Err(Error::invalid(format!(
                 "{} is the repository that is copied from, or a byte for byte copy of it",

@@ -90,7 +90,7 @@ pub use page_server::PageServerStart;
 pub use prune::{PruneParams, PruneReport, PrunedSnapshot, PrunedVm};
 pub use quiesce::{Quiesce, QuiesceParams, Quiesced};
 pub use removal::RemovalReport;
-pub use repair::RepairSummary;
+pub use repair::{MendedSnapshot, OtherContent, RepairParams, RepairSummary};
 pub use restore::{RestoreParams, RestoreReport};
 pub use revert::{RevertParams, RevertReport};
 pub use room::{Bound, BoundKind};
@@ -109,7 +109,9 @@ pub use vms::{VmReport, VmState};
 const UNSAFE_STORE_HINT: &str = "use a folder, or an S3 server where `If-None-Match: *` lets one of several puts win, such as AWS or Ceph";
 
 /// What to do if a repository cannot be opened.
-struct Hints {
+pub(crate) struct Hints {
+    /// How the options begin that give its keys.
+    options: &'static str,
     /// For want of a key.
     key: &'static str,
     /// For any other reason.
@@ -118,14 +120,22 @@ struct Hints {
 
 /// For the repository of the command.
 const OWN: Hints = Hints {
+    options: "--",
     key: "--key-file, --passphrase-file, TINTYPE_PASSPHRASE or --age-identity gives a key that fits",
     place: "`tintype init` makes one; --repo or TINTYPE_REPO says where it is",
 };
 
-/// For the one that is copied to.
-const OTHER: Hints = Hints {
+/// For one that is copied to.
+pub(crate) const COPIED_TO: Hints = Hints {
+    options: "--to-",
     key: "--to-key-file, --to-passphrase-file, TINTYPE_TO_PASSPHRASE or --to-age-identity gives a key that fits",
     place: "`tintype --repo URL init` makes one; --to says where it is",
+};
+/// For one that damage is mended from.
+pub(crate) const MENDED_FROM: Hints = Hints {
+    options: "--from-",
+    key: "--from-key-file, --from-passphrase-file, TINTYPE_FROM_PASSPHRASE or --from-age-identity gives a key that fits",
+    place: "--from says where it is",
 };
 
 /// What a front end decides.
@@ -202,10 +212,11 @@ impl Engine {
         place: &Path,
         keys: &[Encryption],
         s3: Option<&S3Access>,
+        hints: &Hints,
     ) -> Result<Repository> {
-        keys::must_exist(keys, "--to-")?;
+        keys::must_exist(keys, hints.options)?;
         let site = self.site(place).map(|site| Site { s3: s3.cloned().or(site.s3), ..site });
-        self.open_site(site, place, &[keys, &self.keys_at_hand()?].concat(), &OTHER)
+        self.open_site(site, place, &[keys, &self.keys_at_hand()?].concat(), hints)
     }
 
     fn open_site(

@@ -62,10 +62,14 @@ impl Engine {
 /// Names a loss as people do.
 pub(crate) fn lost_part(repository: &Repository, loss: Loss) -> LostPart {
     let Loss { snapshot, part, ranges } = loss;
+    LostPart { snapshot, name: snapshot_name(repository, snapshot), part, ranges }
+}
+
+/// Returns `VM@NAME` of a snapshot, or a part of its id if that cannot be read.
+pub(crate) fn snapshot_name(repository: &Repository, snapshot: SnapshotId) -> String {
     let label = repository.labels_of(snapshot).ok().and_then(|mut of| of.of.remove(&snapshot));
     let renamed = label.and_then(|label| label.name);
     let named =
         |record: SnapshotRecord| format!("{}@{}", record.vm_name, renamed.unwrap_or(record.name));
-    let name = repository.snapshot(snapshot).map_or_else(|_| snapshot.short(), named);
-    LostPart { snapshot, name, part, ranges }
+    repository.snapshot(snapshot).map_or_else(|_| snapshot.short(), named)
 }

@@ -75,11 +75,83 @@ fn is_repaired_from_a_copy_and_else_avoided() {
     vm.tintype.json(&["gc", "--now"]);
     assert_eq!(vm.tintype.json(&["repair"])["released"].as_array().unwrap().len(), 1);
 
-    // What is no copy is refused, and what is not there is not made.
+    // What has nothing to do with it is refused, and what is not there is not made.
     vm.tintype.json(&["--repo", &vm.path("other"), "init"]);
     vm.fail(1, &["repair", "--from", &vm.path("other")]);
     vm.fail(1, &["repair", "--from", &vm.path("nowhere")]);
     assert!(!std::path::Path::new(&vm.path("nowhere")).exists());
+}
+
+#[test]
+fn is_mended_from_a_repository_with_other_keys() {
+    let vm = SwitchedOff::start();
+    let (other, key) = (vm.path("other"), vm.path("other.key"));
+    vm.tintype.json(&["init", "--encryption", "keyfile"]);
+    vm.take("one", 1);
+    vm.tintype.json(&["--repo", &other, "--key-file", &key, "init"]);
+    let to = ["copy", "--all", "--to", &other, "--to-key-file", &key];
+    let copied = vm.tintype.lines(&to).remove(0);
+    let alone = vm.take("two", 2);
+
+    // Content, map and record of the one that was copied; content of the other.
+    let of = |snapshot: &Value| {
+        let id = snapshot.as_str().unwrap();
+        let all = files(vm.path("home/repository/seg").as_ref()).into_iter();
+        let mut own: Vec<_> = all.filter(|path| path.to_str().unwrap().contains(id)).collect();
+        own.sort_by_key(|path| fs::metadata(path).unwrap().len());
+        own
+    };
+    let record = vm.path("home/repository/outcome/") + copied["snapshot"].as_str().unwrap();
+    let lost = of(&alone["id"]).pop().unwrap();
+    let good = fs::read(&lost).unwrap();
+    let damaged = [of(&copied["snapshot"]), vec![PathBuf::from(&record), lost.clone()]].concat();
+    for path in &damaged {
+        let mut bytes = fs::read(path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(path, bytes).unwrap();
+    }
+    assert_eq!(vm.snapshots(), ["two"]);
+
+    let refused = vm.fail(1, &["repair", "--from", &other]);
+    assert!(refused.contains("--from-key-file"), "{refused}");
+    let from = ["repair", "--from", &other, "--from-key-file", &key];
+    let output = vm.tintype.run(&[&["--json"], &from[..]].concat());
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["mended"][0]["name"], "web@one", "{report}");
+    assert_eq!(report["mended"][0]["from"], copied["copy"]);
+    assert!(report["mended"][0]["unproved_bytes"].as_u64().unwrap() >= SIZE as u64);
+    assert_eq!(report["quarantined"].as_array().unwrap().len(), 1, "what was not copied: {report}");
+    fs::write(&lost, good).unwrap();
+    let text = vm.tintype.run(&from);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("can be relied on again"), "{text}");
+    assert_eq!(vm.snapshots(), ["one", "two"]);
+    assert_eq!(lost_in(&vm), []);
+    vm.tintype.json(&["gc"]);
+    vm.tintype.json(&["revert", "web", "one", "--no-safety"]);
+    vm.must_be(1);
+
+    // With a good map each block has to prove itself.
+    assert_eq!(vm.tintype.lines(&to)[1]["action"], "copied");
+    let content = files(vm.path("home/repository/seg").as_ref()).into_iter();
+    let content = content.max_by_key(|path| fs::metadata(path).unwrap().len()).unwrap();
+    let mut bytes = fs::read(&content).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&content, bytes).unwrap();
+    let text = String::from_utf8(vm.tintype.run(&from).stdout).unwrap();
+    assert!(text.contains("needed no more") && text.ends_with("all good\n"), "{text}");
+    assert!(text.contains("mended web@") && !text.contains("nothing here proves"), "{text}");
+    for (name, state) in [("one", 1), ("two", 2)] {
+        vm.tintype.json(&["revert", "web", name, "--no-safety"]);
+        vm.must_be(state);
+    }
+}
+
+/// Returns the lost ranges of the disk in all snapshots.
+fn lost_in(vm: &SwitchedOff) -> Vec<(String, u64, u64)> {
+    lost(&verify(vm, 0, &["--read-data"]))
 }
 
 #[test]
