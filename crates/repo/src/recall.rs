@@ -92,7 +92,10 @@ fn described(
     let known_here = |record: &SnapshotRecord| graft.donor.here(record, &surgery.records);
     let later = there[at + 1..].iter().filter_map(known_here);
     let sequences = later.filter_map(|id| surgery.records.iter().find(|record| record.id == id));
-    let sequence = match sequences.map(|record| record.sequence).min() {
+    let known = sequences.map(|record| record.sequence).min();
+    // What is later here and not there, as far as the clocks were right.
+    let newer = surgery.records.iter().filter(|record| record.created > copy.created);
+    let sequence = match known.or(newer.map(|record| record.sequence).min()) {
         Some(sequence) => sequence,
         None => listing::newest_sequence(graft.vault)?.saturating_add(1),
     };
