@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::Args;
-use tintype_engine::{Engine, ImportParams, ImportReport, Result};
+use tintype_engine::{Engine, Error, ImportParams, ImportReport, Result};
 use tintype_types::VmName;
 
 use crate::output::Output;
@@ -31,11 +31,21 @@ pub(crate) struct ImportArguments {
     /// Only inspect the images, and say what would be imported.
     #[arg(long)]
     dry_run: bool,
+    /// Say after `--` how the VM's QEMU is started. Then it can be started, and put back
+    /// to snapshots with their memory.
+    #[arg(long, requires = "line")]
+    qemu: bool,
+    /// The command line, QEMU first.
+    #[arg(last = true, value_name = "QEMU", requires = "qemu")]
+    line: Vec<String>,
 }
 
 /// Imports images.
 pub(crate) fn run(engine: &Engine, arguments: ImportArguments, output: &Output) -> Result<()> {
+    let here = std::env::current_dir()
+        .map_err(|error| Error::failed("cannot tell the current folder").because(error))?;
     let report = engine.import(&ImportParams {
+        qemu: arguments.qemu.then_some((arguments.line, here)),
         images: arguments.images,
         vm: arguments.vm,
         format: arguments.format,
@@ -61,7 +71,9 @@ fn text(report: &ImportReport) -> String {
         if snapshot.was_there {
             text.push_str(", which was there");
         }
-        if snapshot.vm_state_bytes.get() > 0 {
+        if snapshot.has_memory {
+            text.push_str(", with its memory");
+        } else if snapshot.vm_state_bytes.get() > 0 {
             let _ = write!(
                 text,
                 "; the {} of its VM's state are kept as they are, and cannot be loaded",

@@ -11,7 +11,9 @@
 //! whole snapshots, and goes on when it is begun again.
 
 mod chain;
+mod machine;
 mod plan;
+mod state;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,11 +23,12 @@ use serde::Serialize;
 use tintype_image::{Content, HostConfig, Image, ImageHost, ImageSpec, PullParams};
 use tintype_inspect::ImageFormat;
 use tintype_repo::{Repository, SessionParams, SnapshotDraft};
+use tintype_stream::DeviceState;
 use tintype_types::{ByteCount, Extent, SnapshotId, SnapshotName, VmId, VmName};
-use tintype_vm::{CaptureSink, CommandLine, Disk, DiskRead, Inventory, ProcessId, SinkError};
+use tintype_vm::{CaptureSink, CommandLine, Disk, DiskRead, Inventory, ProcessId, SinkError, Way};
 
 use crate::Engine;
-use crate::details::{Details, Purpose, Snapshot};
+use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
 use crate::error::{Error, Result};
 use crate::observer::Step;
 use crate::operations::{Reversal, listed};
@@ -35,10 +38,15 @@ use crate::sink::{Collected, SessionSink};
 use crate::vms::{LeasedVm, VmState, find_program};
 
 use chain::Allowed;
+use machine::Machine;
 use plan::{Moment, Plan};
+use state::StateReader;
 
 /// The image with the state of a VM that an internal snapshot holds.
 pub(crate) const VM_STATE: &str = "vm-state";
+
+/// How much of a VM's state is read at once.
+const STATE_PIECE: usize = 4 << 20;
 
 /// What to import.
 #[derive(Debug, Clone)]
@@ -55,6 +63,8 @@ pub struct ImportParams {
     pub message: String,
     /// Whether nothing is to be done but to say what would be.
     pub dry_run: bool,
+    /// How the VM's QEMU is started, and in which folder; the first word is the program.
+    pub qemu: Option<(Vec<String>, PathBuf)>,
 }
 
 /// What was imported, or would be.
@@ -81,6 +91,8 @@ pub struct ImportedSnapshot {
     pub from: Vec<String>,
     /// Bytes of a VM's state that are kept as they are; 0 without one.
     pub vm_state_bytes: ByteCount,
+    /// Whether that is the snapshot's memory: the guest can go on from it.
+    pub has_memory: bool,
     /// Whether an import that was ended had made it before.
     pub was_there: bool,
     /// Bytes that the repository grew by; `None` in a dry run.
@@ -90,26 +102,34 @@ pub struct ImportedSnapshot {
 impl Engine {
     /// Imports images as snapshots of a new VM.
     pub fn import(&self, params: &ImportParams) -> Result<ImportReport> {
-        let plan = self
-            .plan_import(params)
-            .map_err(|error| error.state_unless_known("nothing was imported or changed"))?;
+        let untouched = |error: Error| error.state_unless_known("nothing was imported or changed");
+        let mut plan = self.plan_import(params).map_err(untouched)?;
+        let machine = params.qemu.as_ref().map(|(words, directory)| {
+            self.machine(words, directory, &params.images, &mut plan).map_err(untouched)
+        });
+        let machine = machine.transpose()?;
+        let is_loadable = machine.is_some();
         if params.dry_run {
-            let snapshots = plan.moments.iter().map(|moment| moment.report(None, false)).collect();
+            let moments = plan.moments.iter();
+            let snapshots = moments.map(|moment| moment.report(None, false, is_loadable)).collect();
             return Ok(ImportReport { vm: plan.vm, dry_run: true, snapshots });
         }
         let repository = self.repository()?;
-        let program = find_program("qemu-system-x86_64", Path::new("/"))?;
-        let work = Work { engine: self, repository: &repository, program: &program };
-        work.try_all(&plan)
-            .map_err(|error| error.state_unless_known("nothing was imported or changed"))?;
-        let mut vm = self.imported_vm(&plan, &program)?;
+        let program = match &machine {
+            Some(machine) => machine.line.program.clone(),
+            None => find_program("qemu-system-x86_64", Path::new("/"))?,
+        };
+        let machine = machine.as_ref();
+        let work = Work { engine: self, repository: &repository, program: &program, machine };
+        work.try_all(&plan).map_err(untouched)?;
+        let mut vm = self.imported_vm(&plan, &program, machine)?;
         let known = self.snapshots_of(&repository, vm.state.id)?;
         refuse_others(&plan, &known)?;
         let mut snapshots = Vec::new();
         let imported = plan.moments.iter().try_for_each(|moment| {
             if let Some(known) = known.iter().find(|known| moment.is(known)) {
                 self.place(&mut vm, &known.record)?;
-                snapshots.push(moment.report(Some(&known.record), true));
+                snapshots.push(moment.report(Some(&known.record), true, is_loadable));
                 return Ok(());
             }
             let record = work.import(&mut vm, moment, &params.message).map_err(|error| {
@@ -121,7 +141,7 @@ impl Engine {
                 self.forget_if_empty(&vm);
                 error.state_unless_known(&state).hint_if_full()
             })?;
-            snapshots.push(moment.report(Some(&record.record), false));
+            snapshots.push(moment.report(Some(&record.record), false, is_loadable));
             Ok(())
         });
         self.log_import(&repository, &plan.vm, &snapshots);
@@ -156,10 +176,24 @@ impl Engine {
     }
 
     /// Makes the VM, or takes up the one that an import was ended for.
-    fn imported_vm(&self, plan: &Plan, program: &Path) -> Result<LeasedVm> {
+    fn imported_vm(
+        &self,
+        plan: &Plan,
+        program: &Path,
+        machine: Option<&Machine>,
+    ) -> Result<LeasedVm> {
+        let line = match machine {
+            Some(machine) => self.with_monitor(&plan.vm, &machine.line)?,
+            None => CommandLine {
+                program: program.to_owned(),
+                arguments: Vec::new(),
+                directory: self.home.vm_folder(&plan.vm),
+                environment: Vec::new(),
+            },
+        };
         if self.home.vm_file(&plan.vm).exists() {
             let vm = self.lease(&plan.vm, "import")?;
-            if is_imported(&vm.state.command_line) {
+            if !vm.is_alive() && vm.state.command_line.arguments == line.arguments {
                 return Ok(vm);
             }
             drop(vm);
@@ -170,13 +204,11 @@ impl Engine {
         let state = VmState {
             id: VmId::random(),
             socket: self.home.monitor_socket(&plan.vm)?,
-            command_line: CommandLine {
-                program: program.to_owned(),
-                arguments: Vec::new(),
-                directory: self.home.vm_folder(&plan.vm),
-                environment: Vec::new(),
+            command_line: line,
+            inventory: match machine {
+                Some(machine) => machine.inventory.clone(),
+                None => inventory(plan.moments.last().map_or_else(Vec::new, Moment::disks)),
             },
-            inventory: inventory(plan.moments.last().map_or_else(Vec::new, Moment::disks)),
             process: ProcessId { pid: 0, start_time: 0 },
             current: None,
             settings: VmSettings::default(),
@@ -186,6 +218,13 @@ impl Engine {
         // Before the first snapshot, which an import that goes on has to find.
         self.save(&vm)?;
         Ok(vm)
+    }
+
+    /// Adds a monitor of ours to a command line.
+    fn with_monitor(&self, vm: &VmName, line: &CommandLine) -> Result<CommandLine> {
+        let socket = self.home.monitor_socket(vm)?;
+        let monitor = ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())];
+        Ok(CommandLine { arguments: [&line.arguments[..], &monitor].concat(), ..line.clone() })
     }
 
     /// Forgets the VM of an import that has come to nothing.
@@ -220,6 +259,8 @@ struct Work<'w> {
     engine: &'w Engine,
     repository: &'w Repository,
     program: &'w Path,
+    /// The VM, if it is known.
+    machine: Option<&'w Machine>,
 }
 
 impl Work<'_> {
@@ -232,19 +273,30 @@ impl Work<'_> {
             .begin(SessionParams::default())
             .map_err(Error::step("cannot write to the repository"))?;
         let sink = SessionSink::new(&session, parent.as_ref(), &self.engine.config.observer);
-        self.read(moment, &sink).map_err(|error| {
+        let state = self.read(moment, &sink).map_err(|error| {
             Error::failed(format!("cannot import `{}`", moment.name)).because(error)
         })?;
+        let mut blobs = Vec::new();
+        if let Some(state) = &state {
+            let blob = session.blob(state.as_bytes());
+            blobs.push((
+                DEVICE_STATE.to_owned(),
+                blob.map_err(Error::step("cannot keep the device state"))?,
+            ));
+        }
         let Collected { images, memory, disks } = sink.into_collected();
-        let inventory = inventory(disks.iter().map(|saved| saved.disk.clone()).collect());
+        let inventory = match self.machine {
+            Some(machine) => machine.inventory.clone(),
+            None => inventory(disks.iter().map(|saved| saved.disk.clone()).collect()),
+        };
         let details = Details {
             purpose: Purpose::Imported,
-            message: moment.message(message),
+            message: moment.message(message, self.machine.is_some()),
             tags: Vec::new(),
-            way: None,
+            way: state.as_ref().map(|_| Way::Stop),
             pause_us: 0,
             duration_ms: u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-            was_running: false,
+            was_running: state.is_some(),
             memory,
             disks,
             command_line: vm.state.command_line.clone(),
@@ -261,7 +313,7 @@ impl Work<'_> {
             parent: vm.state.current,
             created: moment.created,
             images,
-            blobs: Vec::new(),
+            blobs,
             details: serde_json::to_value(details).expect("our own values are plain data"),
         };
         self.engine.config.observer.step(Step::ImportStored);
@@ -302,8 +354,9 @@ impl Work<'_> {
         host.close().map_err(Error::step("cannot close the images"))
     }
 
-    /// Reads the disks of one snapshot, and the state of its VM if there is one.
-    fn read(&self, moment: &Moment, sink: &SessionSink<'_>) -> Result<()> {
+    /// Reads the disks of one snapshot, and the state of its VM if there is one; returns
+    /// that of its devices if the VM is known.
+    fn read(&self, moment: &Moment, sink: &SessionSink<'_>) -> Result<Option<DeviceState>> {
         let folder = self.engine.home.short_lived_folder()?;
         let host = self.open(moment, folder.path())?;
         for (image, point) in host.images().iter().zip(&moment.points) {
@@ -330,12 +383,55 @@ impl Work<'_> {
             .map_err(|error| self.cancelled(error, cannot()))?;
         }
         let mut states = host.images().iter().zip(&moment.points);
+        let mut devices = None;
         if let Some((image, state)) = states.find_map(|(image, p)| Some((image, p.state?))) {
-            self.read_state(image, state, sink).map_err(|error| {
+            let read = match self.machine {
+                Some(machine) => self.read_memory(image, state, sink, machine).map(Some),
+                None => self.read_state(image, state, sink).map(|()| None),
+            };
+            devices = read.map_err(|error| {
                 self.cancelled(error, "cannot read the state of the VM".to_owned())
             })?;
         }
-        host.close().map_err(Error::step("cannot close the images"))
+        host.close().map_err(Error::step("cannot close the images"))?;
+        Ok(devices)
+    }
+
+    /// Takes the state of a VM apart.
+    fn read_memory(
+        &self,
+        image: &Image,
+        state: Extent,
+        sink: &SessionSink<'_>,
+        machine: &Machine,
+    ) -> Result<DeviceState, SinkError> {
+        let mut reader = StateReader::new(sink);
+        let mut piece = Vec::new();
+        for offset in (0..state.len).step_by(STATE_PIECE) {
+            let len = (state.len - offset).min(STATE_PIECE as u64);
+            piece.clear();
+            piece.resize(usize::try_from(len)?, 0);
+            let part = Extent { offset: state.offset + offset, len };
+            // What comes of a part comes in any order.
+            self.pull(image, part, |extent, content| {
+                if let Content::Data(bytes) = content {
+                    let at = usize::try_from(extent.offset)?;
+                    let place = piece.get_mut(at..).and_then(|rest| rest.get_mut(..bytes.len()));
+                    place.ok_or("more came than was asked for")?.copy_from_slice(bytes);
+                }
+                Ok(())
+            })?;
+            reader.take(&piece)?;
+        }
+        let devices = reader.finish()?;
+        let (saved, given) = (devices.machine(), &machine.inventory.machine);
+        if saved != given {
+            return Err(format!(
+                "it is of the machine `{saved}`, and the command line makes a `{given}`: `-machine {saved}` makes that"
+            )
+            .into());
+        }
+        Ok(devices)
     }
 
     /// Keeps the state of a VM, as it is.

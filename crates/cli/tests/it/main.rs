@@ -21,6 +21,7 @@ mod export;
 mod hardware;
 mod identity;
 mod import;
+mod import_memory;
 mod interrupt;
 mod keys;
 mod kill;

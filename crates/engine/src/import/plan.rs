@@ -63,12 +63,12 @@ impl Moment {
             && known.record.created == self.created
     }
 
-    pub(super) fn message(&self, given: &str) -> String {
+    pub(super) fn message(&self, given: &str, is_loadable: bool) -> String {
         let mut message = format!("imported from {}", self.from().join(", "));
         if !given.is_empty() {
             message = format!("{given} ({message})");
         }
-        if self.state().is_some() {
+        if self.state().is_some() && !is_loadable {
             message.push_str("; the state of its VM is kept as it was, and cannot be loaded");
         }
         message
@@ -86,8 +86,10 @@ impl Moment {
         &self,
         record: Option<&SnapshotRecord>,
         was_there: bool,
+        is_loadable: bool,
     ) -> ImportedSnapshot {
         ImportedSnapshot {
+            has_memory: is_loadable && self.state().is_some(),
             id: record.map(|record| record.id),
             name: self.name.clone(),
             created: self.created,
@@ -96,6 +98,13 @@ impl Moment {
             was_there,
             stored_bytes: record.map(|record| record.stats.stored_bytes),
         }
+    }
+}
+
+impl Point {
+    /// Makes it one of a VM's disk, which may have had another size then.
+    pub(super) fn become_disk(&mut self, disk: &Disk) {
+        self.disk = Disk { size: self.size, ..disk.clone() };
     }
 }
 
