@@ -173,8 +173,8 @@ pub(crate) enum Command {
     /// Take back the last thing that was done. Again, and it takes back the one before.
     Undo {
         /// Put back these deleted snapshots instead: VM@NAME, or the start of an id.
-        #[arg(conflicts_with = "operation")]
-        snapshots: Vec<String>,
+        #[arg(value_name = "SNAPSHOTS", conflicts_with = "operation")]
+        deleted: Vec<String>,
         /// Take back this one, by its number in `op log`; of an undo, it does it again.
         #[arg(long, value_name = "N")]
         operation: Option<u64>,

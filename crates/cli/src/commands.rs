@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use serde_json::json;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tintype_engine::{
@@ -80,8 +81,8 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             removal::remove(engine, &snapshots, (dry_run, globals.grace), output)?;
         }
         Command::Prune(arguments) => return prune::run(engine, *arguments, globals.grace, output),
-        Command::Undo { snapshots, .. } if !snapshots.is_empty() => {
-            removal::undelete(engine, &snapshots, output)?;
+        Command::Undo { deleted, .. } if !deleted.is_empty() => {
+            removal::undelete(engine, &deleted, output)?;
         }
         Command::Undo { operation, .. } => removal::undo(engine, operation, output)?,
         Command::Op(OpCommand::Log { limit }) => log::operations(engine, limit, output)?,
@@ -247,6 +248,7 @@ pub(crate) fn config(globals: &Globals, show: Arc<Show>) -> Result<EngineConfig>
         helper,
         patience: Duration::from_secs(globals.wait),
         caller: caller(),
+        clock: Arc::new(Timestamp::now),
         cancel: Cancel::from_flag(flag),
         observer: show,
     })

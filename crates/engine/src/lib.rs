@@ -25,6 +25,8 @@ mod labels;
 mod lazy;
 mod lease;
 mod life;
+#[cfg(test)]
+mod life_tests;
 mod loading;
 mod media;
 mod memory;
@@ -62,6 +64,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
@@ -165,6 +168,8 @@ pub struct EngineConfig {
     pub patience: Duration,
     /// Who runs this command, for the log of operations.
     pub caller: Caller,
+    /// Says what time it is.
+    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     /// The wish to stop.
     pub cancel: Cancel,
     /// Who hears what goes on.
@@ -186,6 +191,11 @@ impl Engine {
     pub fn open(config: EngineConfig) -> Result<Self> {
         let home = Home::open(&config.home)?;
         Ok(Self { config, home, typed: OnceLock::new(), inherited: Mutex::default() })
+    }
+
+    /// Returns the time by the clock of this machine.
+    pub(crate) fn now(&self) -> Timestamp {
+        (self.config.clock)()
     }
 
     /// Opens the repository. The default one is made on first use.

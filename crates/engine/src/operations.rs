@@ -190,7 +190,7 @@ impl Engine {
             left > 0
         };
         let command = words.into_iter().take_while(fits).collect();
-        let (at, verb) = (Timestamp::now(), verb.to_owned());
+        let (at, verb) = (self.now(), verb.to_owned());
         let entry = Entry { at, host, user, verb, command, did, reversal, undoes };
         let value = serde_json::to_value(entry).expect("our own values are plain data");
         let noted = repository.log_operation(&value).inspect_err(|error| {

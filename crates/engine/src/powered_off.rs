@@ -1,7 +1,6 @@
 //! Takes a snapshot of a VM whose QEMU does not run: its disks, read from the
 //! images, and its settings as it was last started.
 
-use jiff::Timestamp;
 use tintype_repo::{Repository, SessionParams, SnapshotDraft};
 use tintype_vm::CaptureSink;
 
@@ -38,7 +37,7 @@ impl Engine {
         let disks = params.disks(&vm.state.inventory)?;
         let folder = self.home.short_lived_folder()?;
         let host = DiskHost { program: &vm.state.command_line.program, folder: folder.path() };
-        let created = Timestamp::now();
+        let created = self.now();
         host.read(&disks, |disk| sink.disk(disk))
             .map_err(|error| error.state("no snapshot was taken; nothing was changed"))?;
         let line = &vm.state.command_line;

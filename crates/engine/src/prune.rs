@@ -133,7 +133,7 @@ impl Engine {
     fn follow(&self, policies: &[(VmName, Policy)], params: &PruneParams) -> Result<PruneReport> {
         let repository = self.repository()?;
         let needed = self.needed()?;
-        let now = Timestamp::now();
+        let now = self.now();
         let mut plans = Vec::new();
         for (vm, policy) in policies {
             if policy.is_empty() {
@@ -154,7 +154,7 @@ impl Engine {
         if !params.dry_run && !removed.is_empty() {
             let all: Vec<Snapshot> =
                 plans.iter().flat_map(|plan| plan.snapshots.iter().cloned()).collect();
-            repository.remove_all(&removed, instant_of_deletion(&all)).map_err(|error| {
+            repository.remove_all(&removed, instant_of_deletion(&all, now)).map_err(|error| {
                 Error::failed("cannot delete").because(error).state("some may be deleted already")
             })?;
             self.config.observer.step(Step::Deleted);

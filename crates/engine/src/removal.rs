@@ -62,7 +62,7 @@ impl Engine {
     ) -> Result<()> {
         refuse_pinned(repository, all, ids)?;
         self.refuse_needed(ids)?;
-        repository.remove_all(ids, instant_of_deletion(all)).map_err(|error| {
+        repository.remove_all(ids, instant_of_deletion(all, self.now())).map_err(|error| {
             Error::failed("cannot delete").because(error).state("some may be deleted already")
         })?;
         self.config.observer.step(Step::Deleted);
@@ -108,9 +108,9 @@ impl Engine {
 
 /// Returns the time of a deletion: that of our clock, but none before a snapshot
 /// was taken. A clock that has gone back must not make a deletion look old.
-pub(crate) fn instant_of_deletion(all: &[Snapshot]) -> Timestamp {
+pub(crate) fn instant_of_deletion(all: &[Snapshot], now: Timestamp) -> Timestamp {
     let newest = all.iter().map(|snapshot| snapshot.record.created).max();
-    newest.unwrap_or_default().max(Timestamp::now())
+    newest.unwrap_or_default().max(now)
 }
 
 /// Refuses to delete what is pinned, even if its record is damaged.

@@ -187,7 +187,7 @@ impl Engine {
             folder: folder.path(),
             freezer: freezer.as_ref().ok(),
         };
-        let created = Timestamp::now();
+        let created = self.now();
         let captured = capture(guest, &capture_params, &footprint, &sink, &self.config.cancel);
         self.end_instant(vm, &hooks, &freezer);
         let draft = captured.map_err(cannot).and_then(|captured| {

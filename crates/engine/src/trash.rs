@@ -87,7 +87,7 @@ impl Engine {
     pub fn deleted(&self, vm: Option<&VmName>) -> Result<Vec<DeletedSnapshot>> {
         let repository = self.repository()?;
         let deleted = deletions(&repository)?;
-        let calendar = Calendar::new(Timestamp::now(), self.config.grace, []);
+        let calendar = Calendar::new(self.now(), self.config.grace, []);
         let shares = self.trash_shares(&repository, &deleted, &nothing());
         let id = vm.and_then(|vm| self.vm_state(vm).ok()).map(|state| state.id);
         let is_of = |snapshot: &Snapshot| match (vm, id) {
@@ -192,7 +192,7 @@ impl Engine {
 
     /// Returns the times of what is known to have happened.
     fn calendar(&self, repository: &Repository, deleted: &[Deleted]) -> Result<Calendar> {
-        let (now, grace) = (Timestamp::now(), self.config.grace);
+        let (now, grace) = (self.now(), self.config.grace);
         let is_past = |at: Timestamp| Calendar::new(now, grace, []).end(at) <= now;
         let mut times = Vec::new();
         // Whatever happened, what waits for its time is not due.

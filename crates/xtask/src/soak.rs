@@ -75,6 +75,15 @@ const SOAKS: &[Soak] = &[
         usual: 1000,
     },
     Soak {
+        name: "life",
+        about: "takes, deletes, undoes, prunes, copies, collects and dies, beside a model",
+        package: "tintype-engine",
+        target: &["--lib"],
+        tests: &["life_tests::lives"],
+        counted: "lives",
+        usual: 2_000,
+    },
+    Soak {
         name: "crash",
         about: "ends the power of a simulated disk at random",
         package: "tintype-repo",
