@@ -303,6 +303,7 @@ fn details() -> Details {
             accelerator: "tcg".to_owned(),
         },
         files: Vec::new(),
+        media: Vec::new(),
         tpms: Vec::new(),
         quiesced: Quiesced::not("it is a test"),
     }
