@@ -9,6 +9,7 @@ use tintype_types::{ByteCount, SnapshotName, VmName};
 use crate::clone::CloneArguments;
 use crate::completion::CompleteArguments;
 use crate::copy::CopyArguments;
+use crate::disk_server::DiskServerArguments;
 use crate::export::ExportArguments;
 use crate::import::ImportArguments;
 use crate::log::LogArguments;
@@ -220,6 +221,9 @@ pub(crate) enum Command {
     /// Load the memory of a guest that runs already (started by reverts and clones).
     #[command(hide = true)]
     PageServer(PageServerArguments),
+    /// Serve what the disks of a running guest lack (started by clones and `vm start`).
+    #[command(hide = true)]
+    DiskServer(DiskServerArguments),
     /// Repair what a killed take leaves (started by takes themselves).
     #[command(hide = true)]
     Watchdog {

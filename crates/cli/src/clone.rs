@@ -29,14 +29,19 @@ pub(crate) struct CloneArguments {
     /// Go on although a CD or another read-only medium is missing or another one now.
     #[arg(long)]
     ignore_media: bool,
-    #[command(flatten)]
-    load: LoadArguments,
+    /// Load all memory and write all disks before the guests run.
+    #[arg(long)]
+    eager: bool,
+    /// Let the guests run at once, and load their memory and fill their disks behind them.
+    #[arg(long, conflicts_with = "eager")]
+    lazy: bool,
 }
 
 /// Makes new VMs of a snapshot.
 pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
-    let CloneArguments { snapshot, name, count, to, share_memory, ignore_media, load } = arguments;
-    let load = load.mode();
+    let CloneArguments { snapshot, name, count, to, share_memory, ignore_media, eager, lazy } =
+        arguments;
+    let load = LoadArguments { eager, lazy }.mode();
     let params =
         CloneParams { snapshot, name, count, folder: to, share_memory, load, ignore_media };
     let report = engine.clone_snapshot(&params)?;
@@ -57,6 +62,9 @@ fn cloned(report: &CloneReport) -> String {
         );
         if vm.lazy {
             let _ = writeln!(text, "  its memory is loaded behind it: `tintype vm show {}`", vm.vm);
+        }
+        if vm.filling {
+            let _ = writeln!(text, "  its disks are filled behind it: `tintype vm show {}`", vm.vm);
         }
         for port in &vm.ports {
             let _ = writeln!(text, "  {} port {} is {} here", port.protocol, port.from, port.to);

@@ -20,6 +20,7 @@ use crate::arguments::{Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArgum
 use crate::clone;
 use crate::completion;
 use crate::copy;
+use crate::disk_server;
 use crate::exit::Exit;
 use crate::export;
 use crate::import;
@@ -106,6 +107,7 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             }
         }
         Command::PageServer(arguments) => page_server::run(engine, arguments)?,
+        Command::DiskServer(arguments) => disk_server::run(engine, arguments)?,
         Command::Watchdog { vm } => keep_watch(engine, &vm)?,
         Command::Completions { .. } | Command::Complete(_) | Command::Man(_) => {
             unreachable!("handled before the engine is opened")

@@ -6,6 +6,7 @@ mod clone;
 mod commands;
 mod completion;
 mod copy;
+mod disk_server;
 mod exit;
 mod export;
 mod graph;

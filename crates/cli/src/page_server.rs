@@ -14,10 +14,10 @@ use tintype_types::VmName;
 pub(crate) struct LoadArguments {
     /// Load all memory before the guest runs.
     #[arg(long)]
-    eager: bool,
+    pub(crate) eager: bool,
     /// Let the guest run at once, and load its memory behind it.
     #[arg(long, conflicts_with = "eager")]
-    lazy: bool,
+    pub(crate) lazy: bool,
 }
 
 impl LoadArguments {

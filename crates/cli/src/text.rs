@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use tintype_engine::{
-    Finding, Health, Loading, LostPart, RevertReport, Snapshot, SnapshotReport, VmReport,
+    Filling, Finding, Health, Loading, LostPart, RevertReport, Snapshot, SnapshotReport, VmReport,
 };
 use tintype_types::ByteCount;
 
@@ -72,10 +72,15 @@ pub(crate) fn vms(vms: &[VmReport]) -> String {
             report.name.as_str(),
             report.state,
             inventory.memory.to_string(),
-            match &report.loading {
-                Some(loading) => format!("{}, loading: {} %", inventory.machine, loading.percent()),
-                None => inventory.machine.clone(),
-            }
+            [
+                Some(inventory.machine.clone()),
+                report.loading.as_ref().map(|it| format!("loading: {} %", it.percent())),
+                report.filling.as_ref().map(|it| format!("filling disks: {} %", it.percent())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .join(", ")
         );
     }
     text
@@ -93,6 +98,9 @@ pub(crate) fn vm(report: &VmReport) -> String {
     row("state", report.state.clone());
     if let Some(loading) = &report.loading {
         row("loading", loading_state(loading));
+    }
+    if let Some(filling) = &report.filling {
+        row("filling", filling_state(filling, report.pid.is_some()));
     }
     row("process", report.pid.map_or_else(|| "none".to_owned(), |pid| pid.to_string()));
     row("monitor", vm.socket.display().to_string());
@@ -121,6 +129,18 @@ fn loading_state(loading: &Loading) -> String {
         None => text,
         Some(error) => format!(
             "{text}; {error}. `tintype repair` mends what it can; the next command goes on then"
+        ),
+    }
+}
+
+/// Says how far the filling of disks is, and why it does not go on.
+fn filling_state(filling: &Filling, is_alive: bool) -> String {
+    let text = format!("{} % of {} of disks", filling.percent(), filling.total);
+    match &filling.error {
+        _ if !is_alive => format!("{text}; `tintype vm start` goes on with it"),
+        None => text,
+        Some(error) => format!(
+            "{text}; {error}. `tintype repair` mends what it can; soon after, the guest goes on"
         ),
     }
 }

@@ -140,7 +140,15 @@ impl Engine {
         let name = VmName::new(&format!("boot-{id}")).map_err(Error::step("cannot name a VM"))?;
         let folder = self.home.clones_folder().join(name.as_str());
         let began = Instant::now();
-        let work = CloneWork { engine: self, repository, target, shared: None, lazy: false, began };
+        let work = CloneWork {
+            engine: self,
+            repository,
+            target,
+            shared: None,
+            lazy: false,
+            lazy_disks: &[],
+            began,
+        };
         work.try_out(&name, &folder, limit)
     }
 }

@@ -54,7 +54,8 @@ pub struct CloneParams {
     pub folder: Option<PathBuf>,
     /// Whether they map one file of memory together.
     pub share_memory: bool,
-    /// When their guests run, if they do not share memory.
+    /// When their guests run: before or after their disks are filled, and their memory
+    /// is loaded if they do not share it.
     pub load: LoadMode,
     /// Whether media that are missing or others now do not matter.
     pub ignore_media: bool,
@@ -82,6 +83,8 @@ pub struct ClonedVm {
     pub state: String,
     /// Whether its memory is still being loaded.
     pub lazy: bool,
+    /// Whether its disks are still being filled.
+    pub filling: bool,
     /// Its QEMU process.
     pub pid: Option<i32>,
     /// From the start of the command to the guest running.
@@ -108,7 +111,8 @@ impl Engine {
         self.see_to_media(&mut target, params.ignore_media)?;
         let load = if params.share_memory { LoadMode::Eager } else { params.load };
         let lazy = self.is_lazy(&repository, &target, load)?;
-        self.refuse_unfit(&repository, &target, "clone", lazy)?;
+        let lazy_disks = self.choose_lazy_disks(&repository, &target, params.load)?;
+        self.refuse_unfit(&repository, &target, "clone", lazy || !lazy_disks.is_empty())?;
         refuse_missing_program(&target)?;
         let base = match &params.folder {
             Some(folder) => std::path::absolute(folder).map_err(Error::io("find", folder))?,
@@ -123,7 +127,9 @@ impl Engine {
         for name in names(params)? {
             self.check_interruption().map_err(|error| error.state(so_far(&vms)))?;
             let (repository, target, shared) = (&repository, &target, shared.as_ref());
-            let work = CloneWork { engine: self, repository, target, shared, lazy, began };
+            let lazy_disks = &lazy_disks;
+            let work =
+                CloneWork { engine: self, repository, target, shared, lazy, lazy_disks, began };
             let made = work.make(&name, base.join(name.as_str()));
             vms.push(made.map_err(|error| {
                 let what = format!("cannot clone `{}` as `{name}`", target.record.name);
@@ -142,6 +148,10 @@ impl Engine {
     pub(crate) fn remove_clone(&self, vm: &LeasedVm, folder: &Path) -> Result<()> {
         self.end_loading(vm)?;
         end_qemu(vm)?;
+        if self.filling_state(&vm.name)?.is_some() {
+            let _ended = self.await_filling_lock(&vm.name)?;
+            self.forget_filling(&vm.name)?;
+        }
         remove_folder(folder)?;
         remove_durably(&self.home.vm_file(&vm.name))?;
         remove_folder(&self.home.vm_folder(&vm.name))
@@ -172,7 +182,7 @@ impl Engine {
                 "QEMU was started with `{word}`, a file that only its parent had open"
             )));
         }
-        // Disks are read, and so checked, before anything of a new VM runs.
+        // What is loaded or written before anything of a new VM runs is so read and checked.
         let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::ReadNearby };
         let report = repository
             .verify(&[target.record.id], level, &self.supervisor("verifying"))
@@ -192,6 +202,7 @@ pub(crate) struct CloneWork<'w> {
     pub(crate) target: &'w Snapshot,
     pub(crate) shared: Option<&'w SharedMemory>,
     pub(crate) lazy: bool,
+    pub(crate) lazy_disks: &'w [String],
     pub(crate) began: Instant,
 }
 
@@ -219,7 +230,8 @@ impl CloneWork<'_> {
         self.engine.intend(name, &Intent::Clone { folder: folder.clone() })?;
         self.engine.save(&vm)?;
         self.step(Step::CloneIntent);
-        let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm));
+        let place = (folder.as_path(), &files);
+        let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm, place));
         let Ran { state, lazy, clock, running_ms } = match made {
             Ok(made) => made,
             Err(error) => {
@@ -233,6 +245,7 @@ impl CloneWork<'_> {
             vm: name.clone(),
             state,
             lazy,
+            filling: self.engine.filling_state(name)?.is_some(),
             pid: (process != NO_PROCESS).then_some(process.pid),
             running_ms,
             folder,
@@ -269,21 +282,40 @@ impl CloneWork<'_> {
     pub(crate) fn fill(&self, vm: &LeasedVm, folder: &Path, places: &Places) -> Result<()> {
         make_folder(folder)?;
         places.write_files(self.repository, self.target, folder)?;
-        let disks = places.new_disks(self.target, folder)?;
-        let short_lived = self.engine.home.short_lived_folder()?;
-        let program = &vm.state.command_line.program;
-        let host = DiskHost { program, folder: short_lived.path() };
-        host.make(&disks)?;
-        host.fill(self.repository, &disks, self.engine.config.observer.as_ref())?;
+        self.make_disks(vm, (folder, places), self.lazy_disks)?;
         self.step(Step::CloneFilled);
         Ok(())
     }
 
+    fn make_disks(
+        &self,
+        vm: &LeasedVm,
+        (folder, places): Place<'_>,
+        lazy: &[String],
+    ) -> Result<()> {
+        let disks = places.new_disks(self.target, folder)?;
+        let short_lived = self.engine.home.short_lived_folder()?;
+        let program = &vm.state.command_line.program;
+        let host = DiskHost { program, folder: short_lived.path() };
+        let from = (self.repository, self.target);
+        self.engine.make_disks(&vm.name, &host, from, disks, lazy)
+    }
+
+    /// Fills before the guest runs the disks that this QEMU would not fill behind it.
+    fn fill_instead(&self, vm: &LeasedVm, (folder, places): Place<'_>, why: &str) -> Result<()> {
+        self.engine.explain_written(why);
+        let _ended = self.engine.await_filling_lock(&vm.name)?;
+        self.engine.forget_filling(&vm.name)?;
+        for disk in places.new_disks(self.target, folder)? {
+            fs::remove_file(&disk.path).map_err(Error::io("remove", &disk.path))?;
+        }
+        self.make_disks(vm, (folder, places), &[])
+    }
+
     /// Starts QEMU and lets the guest go on from the instant.
-    fn run(&self, vm: &mut LeasedVm) -> Result<Ran> {
+    fn run(&self, vm: &mut LeasedVm, place: Place<'_>) -> Result<Ran> {
         let details = &self.target.details;
-        let has_memory = !details.memory.is_empty();
-        if !has_memory && details.way.is_none() {
+        if details.memory.is_empty() && details.way.is_none() {
             self.engine.place(vm, &self.target.record)?;
             return Ok(Ran {
                 state: "stopped".to_owned(),
@@ -292,11 +324,15 @@ impl CloneWork<'_> {
                 running_ms: since(self.began),
             });
         }
-        let lazily = if self.lazy { self.engine.try_lazily(vm, self.target) } else { None };
-        let lazy = lazily.is_some();
-        let guest = match lazily {
-            Some(guest) => guest,
-            None => self.launch_eagerly(vm, has_memory)?,
+        let (guest, lazy) = match self.launch(vm) {
+            Ok(launched) => launched,
+            Err(error) => match self.engine.refused_filling(&vm.name)? {
+                Some(why) => {
+                    self.fill_instead(vm, place, &why)?;
+                    self.launch(vm)?
+                }
+                None => return Err(error),
+            },
         };
         self.step(Step::CloneLoaded);
         let mut guest = self.engine.saw(vm, guest)?;
@@ -310,6 +346,21 @@ impl CloneWork<'_> {
         let state = guest.run_state().map_err(cannot)?;
         let clock = self.engine.settle(&mut guest, self.target);
         Ok(Ran { state, lazy, clock, running_ms })
+    }
+
+    /// Starts QEMU, and tells whether its memory is loaded behind it.
+    fn launch(&self, vm: &LeasedVm) -> Result<(Guest, bool)> {
+        if self.lazy {
+            match self.engine.launch_lazily(vm, self.target) {
+                Ok(guest) => return Ok((guest, true)),
+                Err(error) if self.engine.refused_filling(&vm.name)?.is_some() => {
+                    return Err(error);
+                }
+                Err(error) => self.engine.explain_eager(&error.with_causes()),
+            }
+        }
+        let has_memory = !self.target.details.memory.is_empty();
+        Ok((self.launch_eagerly(vm, has_memory)?, false))
     }
 
     /// Starts QEMU with all of the memory.
@@ -336,6 +387,9 @@ impl CloneWork<'_> {
         self.engine.config.observer.step(step);
     }
 }
+
+/// The folder of a clone, and what goes where in it.
+type Place<'p> = (&'p Path, &'p Places);
 
 /// How a clone runs.
 struct Ran {

@@ -90,6 +90,11 @@ impl Engine {
             findings.push(Finding::new("guest", Health::Fallback, meaning));
             return Ok(findings);
         }
+        if let Some(filling) = self.filling(name)? {
+            let meaning = format!("{} % of its disks are filled: a take waits", filling.percent());
+            findings.push(Finding::new("disks", Health::Fallback, meaning));
+            return Ok(findings);
+        }
         let mut guest = vm.connect()?;
         let cannot = |error| Error::failed(format!("cannot look at `{name}`")).because(error);
         let abilities = guest.abilities().map_err(cannot)?;

@@ -28,8 +28,9 @@ impl Engine {
     pub(crate) fn heal(&self, vm: &mut LeasedVm) -> Result<()> {
         let intent = self.intent(&vm.name)?;
         if !matches!(intent, Some(Intent::Revert { .. } | Intent::Clone { .. })) {
-            // Before anything is asked of QEMU: it may wait for memory itself.
+            // Before anything is asked of QEMU: it may wait for memory, or a disk, itself.
             self.mend_loading(vm)?;
+            self.mend_filling(vm)?;
         }
         match intent {
             None => return Ok(()),

@@ -6,6 +6,7 @@
 //!            lease         locked by the command that works on the VM
 //!            intent.json   what that command is about to do
 //!            loading.json  what of its memory is still being loaded (`loading.rs`)
+//!            filling.json  what its disks still lack (`filling.rs`)
 //!            qemu.log      what QEMU said
 //!            take.d/       the user's programs around a take of this VM
 //!            hooks.log     what they said
@@ -21,7 +22,7 @@
 //!
 //! Folders are 0700 and files 0600: this is about guest memory.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -109,6 +110,28 @@ impl Home {
         self.vm_folder(vm).join("loading.lock")
     }
 
+    pub(crate) fn filling_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("filling.json")
+    }
+
+    pub(crate) fn fill_progress_file(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("filling-progress.json")
+    }
+
+    pub(crate) fn filling_lock(&self, vm: &VmName) -> PathBuf {
+        self.vm_folder(vm).join("filling.lock")
+    }
+
+    /// Returns where a VM's QEMU reads what its disks lack.
+    pub(crate) fn disks_socket(&self, vm: &VmName) -> Result<PathBuf> {
+        self.socket(&format!("{vm}.disks"))
+    }
+
+    /// Returns the second monitor of a QEMU whose disks are being filled.
+    pub(crate) fn fill_monitor(&self, vm: &VmName) -> Result<PathBuf> {
+        self.socket(&format!("{vm}.fill"))
+    }
+
     /// Returns where it is kept what guests needed first. It can be deleted at any time.
     pub(crate) fn working_sets_folder(&self) -> PathBuf {
         self.path.join("working-sets")
@@ -194,6 +217,18 @@ fn remove_leftovers(run: &Path) {
         if is_folder && owner.is_some_and(|id| !Path::new("/proc").join(id.to_string()).exists()) {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+/// Takes the lock on a file of ours; `None` if somebody has it.
+pub(crate) fn try_lock(path: &Path) -> Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    let file = options.open(path).map_err(Error::io("open", path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) => Err(Error::io("lock", path)(error)),
     }
 }
 

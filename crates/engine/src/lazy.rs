@@ -24,8 +24,8 @@ use crate::observer::Progress;
 use crate::vms::LeasedVm;
 
 /// From so many bytes of memory that are not zero on, a guest that may is loaded
-/// lazily.
-const LAZY_FROM: ByteCount = ByteCount(256 << 20);
+/// lazily; from so many of disks on, they are.
+pub(crate) const LAZY_FROM: ByteCount = ByteCount(256 << 20);
 
 /// How long the devices may take to be loaded.
 const DEVICES_LIMIT: Duration = Duration::from_secs(60);
@@ -64,11 +64,7 @@ impl Engine {
         }
         let reason = match can_serve_missing_pages() {
             Err(reason) => Some(reason),
-            Ok(()) if self.config.helper.is_empty() => Some("nothing may run on behind".to_owned()),
-            Ok(()) if self.typed.get().is_some() => Some(
-                "a passphrase that was typed is not handed on; --passphrase-file can be".to_owned(),
-            ),
-            Ok(()) => None,
+            Ok(()) => self.why_nothing_runs_behind(),
         };
         match (mode, reason) {
             (LoadMode::Lazy, None) => Ok(true),
@@ -77,8 +73,22 @@ impl Engine {
                 Ok(false)
             }
             (_, Some(_)) => Ok(false),
-            (_, None) => Ok(has_much_memory(repository, target)?),
+            (_, None) => {
+                let images = target.details.memory.iter().map(|block| &block.image);
+                has_much_data(repository, target, images, LAZY_FROM)
+            }
         }
+    }
+
+    /// Returns why no process may go on with the work of the command, if none may.
+    pub(crate) fn why_nothing_runs_behind(&self) -> Option<String> {
+        if self.config.helper.is_empty() {
+            return Some("nothing may run on behind".to_owned());
+        }
+        let is_typed = self.typed.get().is_some();
+        is_typed.then(|| {
+            "a passphrase that was typed is not handed on; --passphrase-file can be".to_owned()
+        })
     }
 
     pub(crate) fn explain_eager(&self, reason: &str) {
@@ -192,16 +202,21 @@ impl Engine {
     }
 }
 
-/// Tells whether a guest would wait long for all of its memory.
-fn has_much_memory(repository: &Repository, target: &Snapshot) -> Result<bool> {
+/// Tells whether images of a snapshot have so much together that is not zero.
+pub(crate) fn has_much_data<'i>(
+    repository: &Repository,
+    target: &Snapshot,
+    images: impl Iterator<Item = &'i String>,
+    much: ByteCount,
+) -> Result<bool> {
     let mut data = 0;
-    for block in &target.details.memory {
-        let root = target.promised_image(&block.image)?;
-        let cannot = || "cannot look at the memory of the snapshot";
+    for image in images {
+        let root = target.promised_image(image)?;
+        let cannot = || "cannot look at what is in the snapshot";
         let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
         for extent in reader.data_extents() {
             data += extent.map_err(Error::step(cannot()))?.len;
-            if data >= LAZY_FROM.get() {
+            if data >= much.get() {
                 return Ok(true);
             }
         }

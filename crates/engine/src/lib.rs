@@ -8,11 +8,13 @@ mod boot;
 mod clone;
 mod copy;
 mod details;
+mod disk_server;
 mod disks;
 mod doctor;
 mod error;
 mod export;
 mod files;
+mod filling;
 mod grace;
 mod growth;
 mod heal;
@@ -23,6 +25,7 @@ mod intent;
 mod keys;
 mod labels;
 mod lazy;
+mod lazy_disks;
 mod lease;
 mod life;
 #[cfg(test)]
@@ -45,6 +48,7 @@ mod repair;
 mod restore;
 mod revert;
 mod room;
+mod served_disk;
 mod settings;
 mod settle;
 mod shared_memory;
@@ -75,9 +79,11 @@ pub use details::{
     Details, DiskRead, DiskReport, MemoryBlock, Purpose, Reading, SavedDisk, SavedFile, Snapshot,
     SnapshotReport,
 };
+pub use disk_server::DiskServerStart;
 pub use doctor::{Finding, Health};
 pub use error::{Error, ErrorKind, Result};
 pub use export::{ExportFormat, ExportParams, ExportReport};
+pub use filling::Filling;
 pub use grace::DEFAULT_GRACE;
 pub use growth::Growth;
 pub use home::Home;

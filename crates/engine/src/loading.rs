@@ -8,8 +8,7 @@
 //! run/NAME.ram.in          QEMU's second monitor
 //! ```
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::os::unix::fs::OpenOptionsExt;
+use std::fs::{self, File};
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use tintype_vm::{Process, ProcessId, RescuePipe};
 
 use crate::Engine;
 use crate::error::{DAMAGE_HINT, Error, Result};
-use crate::home::{read_json, remove_durably, write_json};
+use crate::home::{read_json, remove_durably, try_lock, write_json};
 use crate::observer::Progress;
 use crate::vms::LeasedVm;
 
@@ -100,15 +99,7 @@ impl Engine {
 
     /// Takes the lock of who sees to the loading; `None` if somebody does.
     pub(crate) fn loading_lock(&self, vm: &VmName) -> Result<Option<File>> {
-        let path = self.home.loading_lock(vm);
-        let mut options = OpenOptions::new();
-        options.write(true).create(true).truncate(false).mode(0o600);
-        let file = options.open(&path).map_err(Error::io("open", &path))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(file)),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(Error::io("lock", &path)(error)),
-        }
+        try_lock(&self.home.loading_lock(vm))
     }
 
     /// Sees to it that somebody loads what is still missing of a VM's memory.

@@ -26,6 +26,8 @@ pub(crate) struct NewDisk<'d> {
     pub(crate) path: PathBuf,
     /// Its format.
     pub(crate) format: Format,
+    /// Where what it lacks is, with its format, if it is not filled here.
+    pub(crate) backing: Option<(String, Format)>,
 }
 
 impl DiskHost<'_> {
@@ -33,9 +35,13 @@ impl DiskHost<'_> {
     pub(crate) fn make(&self, disks: &[NewDisk<'_>]) -> Result<()> {
         let config = HostConfig::new(self.program, self.folder);
         for disk in disks {
-            let (path, format) = (disk.path.clone(), disk.format.clone());
-            let params =
-                CreateParams { path, format, size: disk.root.size(), mode: 0o600, backing: None };
+            let params = CreateParams {
+                path: disk.path.clone(),
+                format: disk.format.clone(),
+                size: disk.root.size(),
+                mode: 0o600,
+                backing: disk.backing.clone(),
+            };
             ImageHost::create(&config, &params)
                 .map_err(Error::step(format!("cannot make the disk `{}`", disk.name)))?;
         }

@@ -3,9 +3,9 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a clone, of a page server, of an import, of a
-/// copy, of a deletion and of an undo, in order. A test can hold or kill the process at
-/// each; a front end can show them.
+/// The steps of a take, of a revert, of a clone, of a page server, of a disk server, of an
+/// import, of a copy, of a deletion and of an undo, in order. A test can hold or kill the
+/// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
 pub enum Step {
@@ -41,6 +41,9 @@ pub enum Step {
     LoadHalfway,
     LoadSent,
     LoadForgotten,
+    FillBegun,
+    FillHalfway,
+    FillForgotten,
     ImportStored,
     ImportCommitted,
     CopyPart,
@@ -52,7 +55,7 @@ pub enum Step {
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 39] = [
+    pub const ALL: [Self; 42] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -85,6 +88,9 @@ impl Step {
         Self::LoadHalfway,
         Self::LoadSent,
         Self::LoadForgotten,
+        Self::FillBegun,
+        Self::FillHalfway,
+        Self::FillForgotten,
         Self::ImportStored,
         Self::ImportCommitted,
         Self::CopyPart,

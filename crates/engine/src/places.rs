@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tintype_repo::Repository;
-use tintype_vm::MovedFile;
+use tintype_vm::{Disk, MovedFile};
 
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
@@ -32,8 +32,7 @@ impl Places {
                 true => disk.name.clone(),
                 false => format!("disk-{number}"),
             };
-            let is_flash = disk.device.starts_with("/machine/system.flash");
-            let format = format.filter(|_| !is_flash).unwrap_or(&disk.format);
+            let format = format.filter(|_| !is_flash(disk)).unwrap_or(&disk.format);
             let to = folder.join(format!("{name}.{format}"));
             all.push(MovedFile { from, to, format: Some(format.to_owned()) });
         }
@@ -72,10 +71,16 @@ impl Places {
             disks.push(NewDisk {
                 name,
                 root: target.promised_image(&saved.image)?,
+                backing: None,
                 path: folder.join(&place.to),
                 format: format.map_err(Error::step(format!("cannot make the disk `{name}`")))?,
             });
         }
         Ok(disks)
     }
+}
+
+/// Tells whether a disk holds the variables of the firmware.
+pub(crate) fn is_flash(disk: &Disk) -> bool {
+    disk.device.starts_with("/machine/system.flash")
 }

@@ -208,6 +208,7 @@ impl Engine {
             let is_loading = self.loading(&vm).is_ok_and(|loading| loading.is_some());
             let loading = self.loading_state(&vm)?.filter(|_| is_loading);
             needed.loading.extend(loading.map(|loading| loading.snapshot));
+            needed.loading.extend(self.filling_state(&vm)?.map(|filling| filling.snapshot));
             if let Some(Intent::Revert { target, safety, .. }) = self.intent(&vm)? {
                 needed.reverts.insert(target);
                 needed.reverts.extend(safety);
@@ -263,7 +264,7 @@ struct Needed {
     current: HashSet<SnapshotId>,
     /// What interrupted reverts have to put back.
     reverts: HashSet<SnapshotId>,
-    /// What memory is being loaded from.
+    /// What memory and disks are being loaded from.
     loading: HashSet<SnapshotId>,
 }
 

@@ -95,6 +95,13 @@ impl Engine {
                 .state("nothing was deleted")
                 .hint(format!("`tintype vm show {vm}` says how far it is")));
             }
+            if self.filling_state(&vm)?.is_some_and(|filling| ids.contains(&filling.snapshot)) {
+                return Err(Error::refused(format!(
+                    "the disks of `{vm}` are still being filled from the snapshot"
+                ))
+                .state("nothing was deleted")
+                .hint(format!("`tintype vm show {vm}` says how far it is")));
+            }
             let Some(Intent::Revert { target, safety, .. }) = self.intent(&vm)? else { continue };
             if ids.iter().any(|id| *id == target || Some(*id) == safety) {
                 return Err(Error::refused(format!("a revert of `{vm}` needs the snapshot"))

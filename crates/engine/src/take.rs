@@ -102,6 +102,7 @@ impl Engine {
         if !params.ignore_space {
             self.refuse_if_full(&repository, &vm, &recent)?;
         }
+        self.await_filling(&vm)?;
         let snapshot = match is_alive {
             true => self.take_alive(&repository, &mut vm, wish)?,
             false => self.take_powered_off(&repository, &mut vm, wish)?,

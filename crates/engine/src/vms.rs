@@ -13,6 +13,7 @@ use tintype_vm::{
 
 use crate::Engine;
 use crate::error::{Error, Result};
+use crate::filling::Filling;
 use crate::home::{make_folder, read_json, write_json};
 use crate::import::refuse_imported;
 use crate::intent::Intent;
@@ -56,6 +57,8 @@ pub struct VmReport {
     pub pid: Option<i32>,
     /// How far the loading of its memory is; none when all is there.
     pub loading: Option<Loading>,
+    /// How far the filling of its disks is; none when they are whole.
+    pub filling: Option<Filling>,
     /// What is kept of it.
     #[serde(flatten)]
     pub vm: VmState,
@@ -152,8 +155,9 @@ impl Engine {
             let why = std::error::Error::source(&error).map(ToString::to_string);
             self.config.observer.notice(&format!("{error}: {}", why.unwrap_or_default()));
             let pid = vm.process.is_alive().then_some(vm.process.pid);
-            let loading = self.loading(name)?;
-            Ok(VmReport { name: name.clone(), state: "no answer".to_owned(), pid, loading, vm })
+            let (loading, filling) = (self.loading(name)?, self.filling(name)?);
+            let state = "no answer".to_owned();
+            Ok(VmReport { name: name.clone(), state, pid, loading, filling, vm })
         })
     }
 
@@ -169,9 +173,9 @@ impl Engine {
         let lease = Lease::try_take(&self.home.lease_file(name), "vm show")?;
         let Some(lease) = lease else {
             let pid = vm.process.is_alive().then_some(vm.process.pid);
-            let loading = self.loading(name)?;
+            let (loading, filling) = (self.loading(name)?, self.filling(name)?);
             let state = "in use".to_owned();
-            return Ok(VmReport { name: name.clone(), state, pid, loading, vm });
+            return Ok(VmReport { name: name.clone(), state, pid, loading, filling, vm });
         };
         let mut leased = LeasedVm { name: name.clone(), state: vm, _lease: lease };
         let healed = self.heal(&mut leased);
@@ -180,7 +184,8 @@ impl Engine {
             Some(loading) if loading.error.is_some() => {
                 let LeasedVm { name, state: vm, .. } = leased;
                 let (state, pid) = ("waiting for memory".to_owned(), Some(vm.process.pid));
-                Ok(VmReport { name, state, pid, loading: Some(loading), vm })
+                let filling = self.filling(&name)?;
+                Ok(VmReport { name, state, pid, loading: Some(loading), filling, vm })
             }
             _ => healed.and_then(|()| self.report(&leased)),
         }
@@ -233,6 +238,7 @@ impl Engine {
             .state("nothing was changed")
             .hint(format!("`tintype vm show {name}` says how far it is; `tintype vm stop {name} --force` gives it up")));
         }
+        self.refuse_unfilled(&vm)?;
         let folder = self.home.vm_folder(&vm.name);
         self.forget_all_bitmaps(&vm);
         fs::remove_dir_all(&folder).map_err(Error::io("remove", &folder))
@@ -271,15 +277,31 @@ impl Engine {
         write_json(&self.home.vm_file(&vm.name), &vm.state)
     }
 
-    /// Starts the QEMU of a VM as it was last started.
+    /// Starts the QEMU of a VM as it was last started. Disks that are not whole are
+    /// filled behind its guest.
     pub(crate) fn launch(&self, vm: &LeasedVm, extra: &[&str]) -> Result<Guest> {
+        let filling = self.begin_filling(vm)?;
+        let own = match filling {
+            Some(_) => self.filling_arguments(&vm.name)?,
+            None => Vec::new(),
+        };
+        let extra: Vec<&str> =
+            extra.iter().copied().chain(own.iter().map(String::as_str)).collect();
         let params = LaunchParams {
             command_line: &vm.state.command_line,
-            extra,
+            extra: &extra,
             socket: &vm.state.socket,
             log: &self.home.log_file(&vm.name),
         };
-        launch(&params).map_err(Error::step(format!("cannot start the QEMU of `{}`", vm.name)))
+        let cannot = || format!("cannot start the QEMU of `{}`", vm.name);
+        let mut guest = launch(&params).map_err(Error::step(cannot()))?;
+        if let Some(filling) = filling
+            && let Err(error) = self.filling_began(vm, filling, &mut guest)
+        {
+            let _ = guest.quit();
+            return Err(Error::step(cannot())(error));
+        }
+        Ok(guest)
     }
 
     /// Notes what a running QEMU is like now.
@@ -347,8 +369,8 @@ impl Engine {
         } else {
             stopped
         };
-        let loading = self.loading(&vm.name)?;
-        Ok(VmReport { name: vm.name.clone(), state, pid, loading, vm: vm.state.clone() })
+        let (loading, filling) = (self.loading(&vm.name)?, self.filling(&vm.name)?);
+        Ok(VmReport { name: vm.name.clone(), state, pid, loading, filling, vm: vm.state.clone() })
     }
 }
 

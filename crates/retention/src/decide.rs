@@ -42,7 +42,7 @@ pub enum Guard {
     Current,
     /// A revert that was interrupted has to put it back.
     Revert,
-    /// The memory of a running guest is still being loaded from it.
+    /// The memory or the disks of a running guest are still being loaded from it.
     Loading,
     /// It is the newest that is known to be whole.
     LastGood,

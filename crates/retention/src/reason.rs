@@ -60,7 +60,7 @@ pub enum Reason {
     Current,
     /// A revert that was interrupted has to put it back.
     Revert,
-    /// The memory of a running guest is still being loaded from it.
+    /// The memory or the disks of a running guest are still being loaded from it.
     Loading,
     /// It is the newest that is known to be whole.
     LastGood,
@@ -87,7 +87,7 @@ impl fmt::Display for Reason {
             Self::Pinned => f.write_str("pinned"),
             Self::Current => f.write_str("where the VM is now"),
             Self::Revert => f.write_str("needed by a revert that was interrupted"),
-            Self::Loading => f.write_str("memory is being loaded from it"),
+            Self::Loading => f.write_str("a guest is being loaded from it"),
             Self::LastGood => f.write_str("last good snapshot"),
             Self::Future => f.write_str("from the future"),
             Self::Safety(period) => write!(f, "safety within {period}"),

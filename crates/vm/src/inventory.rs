@@ -167,7 +167,7 @@ fn unique_name(drive: &Value, device: &str, node: &str, others: &[Disk]) -> Stri
 }
 
 /// Returns the file of an image if it is a plain path, or a path under `file:`.
-fn local_file(image: &Value, directory: &std::path::Path) -> Option<PathBuf> {
+pub(crate) fn local_file(image: &Value, directory: &std::path::Path) -> Option<PathBuf> {
     let name = image["filename"].as_str()?;
     let name = match name.strip_prefix("json:") {
         None => name.to_owned(),

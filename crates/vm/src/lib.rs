@@ -11,6 +11,7 @@ mod cancel;
 mod capture;
 mod error;
 mod fields;
+mod fill;
 mod footprint;
 mod freezer;
 mod guest;
@@ -37,6 +38,7 @@ pub use capture::{
     EarlierContent, MemorySink, Moment, Reading, SinkError, Way, capture,
 };
 pub use error::{Error, ErrorKind, Result};
+pub use fill::{FillImage, FillState, Filler, export_name, fill_arguments};
 pub use footprint::Footprint;
 pub use freezer::{FreezeNews, Freezer, FreezerParams};
 pub use guest::Guest;

@@ -21,7 +21,7 @@ fn moved(clone: &Value, from: &Path) -> String {
 }
 
 /// Connects to the serial line of a clone.
-fn serial(clone: &Value, first: &Guest) -> Serial {
+pub(crate) fn serial(clone: &Value, first: &Guest) -> Serial {
     Serial::at(Path::new(&moved(clone, &first.files().serial_path())))
 }
 
@@ -154,8 +154,9 @@ fn a_clone_that_is_killed_leaves_nothing() {
             scene.tintype.lines(&["vm", "list"]).iter().map(|vm| vm["name"].clone()).collect();
         assert_eq!(names, ["web"], "after a kill at {step}");
         assert_eq!(fs::read_dir(scene.home().join("clones")).unwrap().count(), 0, "{step}");
-        // It makes way for the next one of that name by itself, too.
-        scene.killed_at(step, &["clone", "web@base", "twin"]);
+        // It makes way for the next one of that name by itself, too, with who loads its
+        // memory and fills its disks.
+        scene.killed_at(step, &["clone", "web@base", "twin", "--lazy"]);
         let report = scene.tintype.json(&["clone", "web@base", "twin"]);
         let mut own = serial(&report["vms"][0], &scene.guest);
         own.wait_answer(WITHIN).unwrap();

@@ -26,6 +26,7 @@ mod interrupt;
 mod keys;
 mod kill;
 mod lazy;
+mod lazy_disks;
 mod operations;
 mod oracle;
 mod privacy;

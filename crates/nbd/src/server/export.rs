@@ -45,6 +45,11 @@ pub trait Export: Send + Sync {
     /// Makes durable all writes that have returned, on any connection.
     fn flush(&self) -> io::Result<()>;
 
+    /// Returns whether peers may ask for the block status at all. It must not change.
+    fn tells_block_status(&self) -> bool {
+        true
+    }
+
     /// Returns what is known about bytes from the start of `extent` on, in order
     /// and without gaps: at least one entry, not necessarily to the end.
     /// By default all bytes are data.

@@ -134,12 +134,13 @@ impl<'a> Handshake<'a> {
         if set {
             self.allocation_of = None;
         }
-        if !self.exports.contains_key(&request.export) {
+        let Some(export) = self.exports.get(&request.export) else {
             answer.error(OptionReplyKind::UnknownExport, "there is no such export");
             return Ok(Next::Option);
-        }
+        };
         let wanted = |query: &String| query == BASE_ALLOCATION || (!set && query == "base:");
-        if request.queries.iter().any(wanted) || (!set && request.queries.is_empty()) {
+        let is_wanted = request.queries.iter().any(wanted) || (!set && request.queries.is_empty());
+        if is_wanted && export.tells_block_status() {
             let context = ContextReply { id: ALLOCATION_ID, name: BASE_ALLOCATION.to_owned() };
             answer.send(OptionReplyKind::MetaContext, &context.encode());
             if set {

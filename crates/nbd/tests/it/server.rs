@@ -82,12 +82,16 @@ fn a_read_only_export_refuses_writes() {
     run("qemu-io", &["-r", "-f", "raw", "-c", "read -P 1 0 4096", &url]);
 }
 
-/// An export that fails all and keeps its peer waiting.
+/// An export that fails all and keeps its peer waiting. It tells no block status.
 struct Failing(Duration);
 
 impl Export for Failing {
     fn size(&self) -> u64 {
         1 << 20
+    }
+
+    fn tells_block_status(&self) -> bool {
+        false
     }
 
     fn read(&self, _offset: u64, _buffer: &mut [u8]) -> std::io::Result<()> {
@@ -119,6 +123,8 @@ fn errors_of_the_export_reach_the_peer() {
     assert_eq!(error.kind(), ErrorKind::Remote);
     assert!(error.to_string().contains("read of 1 bytes at offset 5"), "{error}");
     client.flush().unwrap();
+    assert!(!client.has_context("base:allocation"));
+    assert!(MemoryExport::new(vec![0; 512]).tells_block_status());
     let error = client.write_zeroes(Extent { offset: 0, len: 512 }).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Disconnected, "a panic ends the connection");
     served.client().flush().unwrap();

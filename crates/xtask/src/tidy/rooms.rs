@@ -35,7 +35,7 @@ const RULES: &[Rule] = &[
     Rule { room: "vm", uses: &["nbd", "stream", "types"], tests_use: &[] },
     Rule {
         room: "engine",
-        uses: &["image", "inspect", "repo", "retention", "stream", "types", "vm"],
+        uses: &["image", "inspect", "nbd", "repo", "retention", "stream", "types", "vm"],
         tests_use: &[],
     },
     Rule { room: "cli", uses: &["engine", "types"], tests_use: &["testkit"] },
