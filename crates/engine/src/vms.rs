@@ -178,7 +178,7 @@ impl Engine {
             return Ok(VmReport { name: name.clone(), state, pid, loading, filling, vm });
         };
         let mut leased = LeasedVm { name: name.clone(), state: vm, _lease: lease };
-        let healed = self.heal(&mut leased);
+        let healed = self.heal(&mut leased).and_then(|()| self.recognise(&mut leased));
         match self.loading(name)? {
             // It waits for memory, and QEMU with it.
             Some(loading) if loading.error.is_some() => {
@@ -248,7 +248,26 @@ impl Engine {
     pub(crate) fn lease(&self, name: &VmName, purpose: &str) -> Result<LeasedVm> {
         let mut vm = self.lease_as_it_is(name, purpose)?;
         self.heal(&mut vm)?;
+        self.recognise(&mut vm)?;
         Ok(vm)
+    }
+
+    /// Notes a QEMU that was started without tintype since the last command: by the
+    /// VM's owner, who may have given it other hardware, or by a command that was killed.
+    fn recognise(&self, vm: &mut LeasedVm) -> Result<()> {
+        if vm.state.process.is_alive() {
+            return Ok(());
+        }
+        let Some(guest) = vm.foreign_start() else { return Ok(()) };
+        let line = started_line(&guest);
+        if line.arguments != vm.state.command_line.arguments {
+            self.config.observer.notice(&format!(
+                "`{}` was started without tintype, by another command line: that one counts from now on",
+                vm.name
+            ));
+        }
+        vm.state.command_line = line;
+        self.saw(vm, guest).map(drop)
     }
 
     /// Takes the lease of a VM, whatever a killed command left.
@@ -335,15 +354,10 @@ impl Engine {
     fn register(&self, name: &VmName, mut guest: Guest, lease: Lease) -> Result<VmReport> {
         let inventory =
             guest.inventory().map_err(Error::step(format!("cannot look at `{name}`")))?;
-        let line = guest.command_line();
-        let command_line = CommandLine {
-            arguments: arguments::without_start_options(&line.arguments),
-            ..line.clone()
-        };
         let state = VmState {
             id: VmId::random(),
             socket: guest.socket().to_owned(),
-            command_line,
+            command_line: started_line(&guest),
             inventory,
             process: guest.process(),
             tracking: None,
@@ -407,6 +421,13 @@ impl LeasedVm {
     fn foreign_start(&self) -> Option<Guest> {
         Guest::connect(&self.state.socket).ok()
     }
+}
+
+/// Returns how a QEMU can be started again.
+fn started_line(guest: &Guest) -> CommandLine {
+    let line = guest.command_line();
+    let arguments = arguments::without_start_options(&line.arguments);
+    CommandLine { arguments, ..line.clone() }
 }
 
 /// Finds a program as a shell would, but for its own search of the path.

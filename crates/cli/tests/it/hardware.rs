@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -56,6 +57,7 @@ fn plug_all(vm: &BareVm, qemu: &Qemu) {
         disk,
         json!({"driver": "virtio-net-pci", "id": "nic", "netdev": "n0"}),
         json!({"driver": "e1000", "id": "old-nic", "romfile": ""}),
+        json!({"driver": "e1000e", "id": "new-nic"}),
         json!({"driver": "virtio-scsi-pci-non-transitional", "id": "bus"}),
         json!({"driver": "scsi-hd", "id": "hot-scsi", "drive": "hot-scsi-node", "bus": "bus.0"}),
         json!({"driver": "scsi-cd", "id": "tray", "bus": "bus.0"}),
@@ -153,6 +155,40 @@ fn what_was_plugged_is_there_after_a_revert() {
         assert_eq!(cloned["vms"][0]["state"], "running", "{cloned}");
         vm.tintype.json(&["vm", "stop", "twin", "--force"]);
     });
+}
+
+#[test]
+fn what_its_owner_starts_it_with_counts() {
+    let Ok(qemu) = Qemu::system() else { return };
+    let vm = start(&qemu);
+    take(&vm, "first");
+    let before = vm.tintype.json(&["vm", "show", "web"]);
+    vm.qmp("quit", json!({}));
+    while vm.tintype.json(&["vm", "show", "web"])["state"] != "stopped" {
+        sleep(Duration::from_millis(10));
+    }
+
+    let line = &before["command_line"];
+    let arguments = line["arguments"].as_array().unwrap();
+    let mut owner = Command::new(line["program"].as_str().unwrap())
+        .args(arguments.iter().map(|argument| argument.as_str().unwrap()))
+        .args(["-device", "virtio-rng-pci,id=new"])
+        .stdin(Stdio::null())
+        .spawn()
+        .unwrap();
+    while vm.tintype.json(&["vm", "show", "web"])["state"] != "running" {
+        sleep(Duration::from_millis(10));
+    }
+    let shown = vm.tintype.json(&["vm", "show", "web"]);
+    assert_eq!(shown["pid"], owner.id(), "{shown}");
+    let given = shown["command_line"]["arguments"].as_array().unwrap();
+    assert_eq!(given.last().unwrap(), "virtio-rng-pci,id=new", "{shown}");
+    let now = devices(&vm);
+    assert!(!take(&vm, "second").contains("since QEMU started"));
+    vm.tintype.json(&["revert", "web", "first"]);
+    owner.wait().unwrap();
+    vm.tintype.json(&["revert", "web", "second", "--no-safety"]);
+    assert_eq!(devices(&vm), now);
 }
 
 #[test]
