@@ -8,11 +8,13 @@ use std::path::Path;
 use tintype_repo::{GcParams, InitParams, Repository, SnapshotRecord, VerifyLevel};
 use tintype_testkit::{Error as KitError, FileSystem, History, Kept, LoggedDisk, Mounted};
 
-use crate::support::{BLOCK, Dice, content, read_all, soak, take_numbered};
+use crate::support::{BLOCK, Dice, content, eager, read_all, soak, take_numbered};
 
 /// What is done before the power is lost, and how many moments in CI.
 const STEPS: u64 = 40;
 const STATES: u64 = 500;
+/// Each so many steps, one deletes and compacts.
+const COMPACT: u64 = 8;
 
 /// Numbers of the snapshots that are there from a moment on.
 struct Acknowledged {
@@ -20,8 +22,9 @@ struct Acknowledged {
     there: Vec<u64>,
 }
 
+/// Most of its first half all have in common, the second one is its own.
 fn image(number: u64) -> Vec<u8> {
-    let mut bytes = content(1, 60 * BLOCK);
+    let mut bytes = [content(1, 64 * BLOCK), content(number + 2_000, 64 * BLOCK)].concat();
     let at = Dice::new(number).pick(50) * BLOCK;
     bytes[at..at + 10 * BLOCK].copy_from_slice(&content(number + 2, 10 * BLOCK));
     bytes
@@ -41,8 +44,15 @@ fn work(disk: &LoggedDisk, dice: &mut Dice) -> Vec<Acknowledged> {
         there: there.iter().map(number_of).collect(),
     };
     let mut acknowledged = vec![note(&there)];
+    let mut moved = 0;
     for step in 0..STEPS {
         match dice.roll(6) {
+            // What others need of the oldest is moved.
+            _ if step % COMPACT == COMPACT - 1 && there.len() > 1 => {
+                repository.remove(there.remove(0).id).unwrap();
+                moved += repository.gc(eager(), &()).unwrap().compaction.snapshots;
+                deleted.clear();
+            }
             0 => {
                 repository.gc(GcParams::default(), &()).unwrap();
                 deleted.clear();
@@ -63,6 +73,7 @@ fn work(disk: &LoggedDisk, dice: &mut Dice) -> Vec<Acknowledged> {
         // Nobody has synced this: it shows that what is not synced is lost.
         fs::write(disk.path().join(format!("unsynced-{step}")), [7; 5000]).unwrap();
     }
+    assert!(moved > 0, "nothing was compacted");
     acknowledged
 }
 
