@@ -193,6 +193,10 @@ pub(crate) enum Command {
         /// Free what is deleted at once, however long ago: nothing of it can be put back.
         #[arg(long)]
         now: bool,
+        /// Compress again what takes have compressed fast: it gets some 15 % smaller, and
+        /// each core does 10 MB of content a second.
+        #[arg(long)]
+        recompress: bool,
     },
     /// Say how much space snapshots take, alone and together.
     Du {

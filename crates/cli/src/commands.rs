@@ -91,8 +91,8 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
             removal::undo(engine, Some(operation), output)?;
         }
         Command::Label(command) => labels::run(engine, command, output)?,
-        Command::Gc { dry_run, now } => {
-            removal::collect(engine, CollectionParams { dry_run, now }, output)?;
+        Command::Gc { dry_run, now, recompress } => {
+            removal::collect(engine, CollectionParams { dry_run, now, recompress }, output)?;
         }
         Command::Du { names } => removal::space(engine, &names, output)?,
         Command::Verify(arguments) => return verify::run(engine, &arguments, output),

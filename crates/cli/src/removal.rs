@@ -64,6 +64,9 @@ fn collected(report: &CollectionReport) -> String {
     if report.compacted_segments > 0 {
         let _ = write!(text, ", {} of them emptied first", report.compacted_segments);
     }
+    if report.recompressed_segments > 0 {
+        let _ = write!(text, ", {} of them compressed again", report.recompressed_segments);
+    }
     let _ = match (report.dry_run, waiting_for) {
         (_, 0) => Ok(()),
         (false, _) => write!(

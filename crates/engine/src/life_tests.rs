@@ -221,7 +221,7 @@ fn perform(engine: &Engine, other: &Path, act: &Act) -> Told {
             engine.rename(&id.to_string(), &SnapshotName::new(&name).unwrap()).map(drop)
         }
         Act::Gc { now } => {
-            engine.collect_garbage(CollectionParams { dry_run: false, now }).map(drop)
+            engine.collect_garbage(CollectionParams { now, ..Default::default() }).map(drop)
         }
         Act::Compact => compact(&engine.repository().unwrap()),
         Act::Copy => {

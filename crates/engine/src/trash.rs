@@ -5,7 +5,9 @@ use std::collections::HashSet;
 
 use jiff::Timestamp;
 use serde::Serialize;
-use tintype_repo::{Deleted, Due, GcParams, Kind, Repository, Skipped, TrashShares};
+use tintype_repo::{
+    Deleted, Due, GcParams, Kind, RecompressionParams, Repository, Skipped, TrashShares,
+};
 use tintype_types::{ByteCount, VmName};
 
 use crate::Engine;
@@ -49,6 +51,8 @@ pub struct CollectionParams {
     pub dry_run: bool,
     /// Whether what is deleted goes at once, without its grace.
     pub now: bool,
+    /// Whether what was compressed fast is compressed again, to be smaller.
+    pub recompress: bool,
 }
 
 /// What a collection has freed, or would free.
@@ -65,6 +69,8 @@ pub struct CollectionReport {
     pub waiting_for: u64,
     /// Segments of which little was needed, that were emptied first.
     pub compacted_segments: u64,
+    /// Segments that were compressed again, and so emptied too.
+    pub recompressed_segments: u64,
     /// Why others were not.
     pub not_compacted: Option<NotCompacted>,
     /// What can still be put back.
@@ -131,30 +137,38 @@ impl Engine {
     /// Frees what no snapshot needs, and of what is deleted that whose grace is over;
     /// in a dry run only says what that is.
     pub fn collect_garbage(&self, params: CollectionParams) -> Result<CollectionReport> {
-        let CollectionParams { dry_run, now } = params;
+        let CollectionParams { dry_run, now, recompress } = params;
         let repository = self.repository()?;
         let due = if now { Due::All } else { self.due(&repository, dry_run)? };
         let mut collection = GcParams::default();
         (collection.dry_run, collection.due) = (dry_run, due.clone());
+        collection.recompression = recompress.then(RecompressionParams::default);
         let collected = repository.gc(collection, &self.supervisor("collecting"));
         let report = collected.map_err(|error| self.not_collected(&repository, error))?;
-        let compaction = report.compaction;
-        let freed = report.freed_bytes.get() + compaction.gain_bytes.get();
-        let freed_bytes = ByteCount(freed.saturating_sub(compaction.written_bytes.get()));
+        let (compaction, recompression) = (report.compaction, report.recompression);
+        let both = [compaction, recompression];
+        let gain: u64 = both.iter().map(|moved| moved.gain_bytes.get()).sum();
+        let written = both.iter().map(|moved| moved.written_bytes.get()).sum();
+        let emptied: u64 = both.iter().map(|moved| moved.segments).sum();
+        let freed = report.freed_bytes.get() + gain;
+        let freed_bytes = ByteCount(freed.saturating_sub(written));
         if !dry_run && report.segments > 0 {
             self.log_operation(&repository, "gc", format!("freed {freed_bytes}"), None);
         }
         let gone = if dry_run { due } else { nothing() };
         Ok(CollectionReport {
             dry_run,
-            segments: report.segments + if dry_run { compaction.segments } else { 0 },
+            segments: report.segments + if dry_run { emptied } else { 0 },
             freed_bytes,
             waiting_for: report.waiting_for,
             compacted_segments: compaction.segments,
-            not_compacted: compaction.skipped.map(|skipped| match skipped {
-                Skipped::NoSpace => NotCompacted::NoSpace,
-                Skipped::Damaged => NotCompacted::Damaged,
-            }),
+            recompressed_segments: recompression.segments,
+            not_compacted: recompression.skipped.or(compaction.skipped).map(
+                |skipped| match skipped {
+                    Skipped::NoSpace => NotCompacted::NoSpace,
+                    Skipped::Damaged => NotCompacted::Damaged,
+                },
+            ),
             trash: self.trash(&repository, &gone)?,
         })
     }

@@ -10,7 +10,7 @@
 //! by others if it dies. Putting the one outcome moves all of its snapshots at
 //! once. A frame keeps its content and its id; it is sealed anew for its new
 //! segment, and nothing is ever written in an old place. Why it is safe is in
-//! `docs/locking.md`.
+//! `docs/locking.md`. Recompression moves in the same way, and encodes frames anew.
 
 use std::collections::HashMap;
 use std::num::NonZero;
@@ -20,7 +20,7 @@ use std::thread::available_parallelism;
 use tintype_types::ByteCount;
 
 use crate::epoch::Segments;
-use crate::frame::{self, Codec, FrameHeader, FrameKind, HEADER_LEN};
+use crate::frame::{self, Codec, FrameHeader, FrameKind, HEADER_LEN, STRONG_LEVEL};
 use crate::gc::GcReport;
 use crate::gone::{Deletions, Due};
 use crate::history::{History, Reading};
@@ -28,6 +28,7 @@ use crate::index;
 use crate::parallel;
 use crate::pointer::{Place, SegmentName};
 use crate::reach;
+use crate::recompress::Recoder;
 use crate::record::{Moved, SnapshotRecord};
 use crate::rewrite::Rewriter;
 use crate::seal::frame_nonce;
@@ -35,7 +36,7 @@ use crate::segment::{self, Identity, Table, TableEntry, index32};
 use crate::session::{Core, Session, SessionParams};
 use crate::slot;
 use crate::supervisor::Supervisor;
-use crate::survey::{CompactionParams, Live, Plan, Survey};
+use crate::survey::{Live, Plan, Survey};
 use crate::vault::Vault;
 use crate::wire::Malformed;
 use crate::{Error, Kind};
@@ -52,7 +53,7 @@ pub enum Skipped {
     Damaged,
 }
 
-/// What a compaction has done, or would do in a dry run.
+/// What a compaction or recompression has done, or would do in a dry run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct CompactionReport {
     /// Segments that were emptied.
@@ -67,49 +68,67 @@ pub struct CompactionReport {
     pub skipped: Option<Skipped>,
 }
 
-/// Says what a compaction would gain.
+/// Chooses segments to empty in one step, of not much more content than that, and
+/// none of those.
+pub(crate) type Choose<'c> = dyn Fn(&Survey, u64, &Segments) -> Result<Option<Plan>, Error> + 'c;
+
+/// What is done in steps.
+pub(crate) struct Work<'w> {
+    /// How much is moved in a step.
+    pub step: ByteCount,
+    /// Whether there is a second step at all.
+    pub is_once: bool,
+    pub choose: &'w Choose<'w>,
+    /// Encodes anew what is moved.
+    pub recoder: Option<&'w Recoder>,
+}
+
+/// Says what moving would gain, when those others are moved anyway; and which
+/// segments it would empty.
 pub(crate) fn estimate(
     vault: &Vault,
-    params: &CompactionParams,
-    due: &Due,
-    supervisor: &dyn Supervisor,
-) -> Result<CompactionReport, Error> {
+    choose: &Choose<'_>,
+    (due, others): (&Due, &Segments),
+) -> Result<(CompactionReport, Segments), Error> {
     let survey = Survey::read(vault, |deletions, id| deletions.has_due(id, due));
-    let plan = survey
-        .and_then(|survey| survey.plan(vault, params, (u64::MAX, &Segments::new()), supervisor));
+    let plan = survey.and_then(|survey| choose(&survey, u64::MAX, others));
     let (plan, skipped) = match plan {
         Err(Error::Damaged(_)) => (None, Some(Skipped::Damaged)),
         plan => (plan?, None),
     };
     let Plan { victims, gain, snapshots, .. } = plan.unwrap_or_default();
     let gain_bytes = ByteCount(gain);
-    Ok(CompactionReport {
-        segments: count(victims.len()),
+    let segments = count(victims.len());
+    let report = CompactionReport {
+        segments,
         snapshots,
         gain_bytes,
         skipped,
         ..CompactionReport::default()
-    })
+    };
+    Ok((report, victims))
 }
 
-/// Compacts as long as it pays, in steps with a collection after each; returns
-/// what they did together.
+/// Moves as long as it pays, in steps with a collection after each; returns what
+/// they did together.
 pub(crate) fn run(
     vault: &Arc<Vault>,
-    params: &CompactionParams,
+    work: &Work<'_>,
     supervisor: &dyn Supervisor,
     collect: &dyn Fn() -> Result<GcReport, Error>,
 ) -> Result<GcReport, Error> {
     let mut total = GcReport::default();
     let mut avoid = Segments::new();
-    let mut room = params.step.get();
+    let mut room = work.step.get();
+    let mut moved = 0;
     while total.waiting_for == 0 {
         let mut content_bytes = 0;
-        let next = choose(vault, params, (room, &avoid), supervisor);
+        let next = choose(vault, work, (room, &avoid));
         let done = next.and_then(|next| {
             let Some((survey, plan)) = next else { return Ok(None) };
             content_bytes = if plan.victims.len() > 1 { plan.content_bytes } else { 0 };
-            Step::begin(vault, &survey, &plan)?.perform(supervisor).map(Some)
+            let step = Step::begin(vault, (&survey, &plan), work.recoder)?;
+            step.perform(supervisor, moved).map(Some)
         });
         let done = match done {
             Ok(Some(done)) => done,
@@ -134,6 +153,7 @@ pub(crate) fn run(
             total.compaction.skipped = Some(Skipped::Damaged);
         }
         avoid.extend(done.left);
+        moved += done.moved;
         total.compaction.segments += done.segments;
         total.compaction.snapshots += done.snapshots;
         total.compaction.written_bytes.0 += done.written;
@@ -141,7 +161,7 @@ pub(crate) fn run(
         total.segments += collected.segments;
         total.freed_bytes.0 += collected.freed_bytes.get();
         total.waiting_for = collected.waiting_for;
-        if params.least_gain.is_none() || collected.freed_bytes.get() <= done.written {
+        if work.is_once || collected.freed_bytes.get() <= done.written {
             break;
         }
     }
@@ -152,13 +172,12 @@ pub(crate) fn run(
 /// damage, but only once.
 fn choose(
     vault: &Vault,
-    params: &CompactionParams,
-    limits: (u64, &Segments),
-    supervisor: &dyn Supervisor,
+    work: &Work<'_>,
+    (room, avoid): (u64, &Segments),
 ) -> Result<Option<(Survey, Plan)>, Error> {
     let look = || {
         let survey = Survey::read(vault, Deletions::has_collected)?;
-        let plan = survey.plan(vault, params, limits, supervisor)?;
+        let plan = (work.choose)(&survey, room, avoid)?;
         Ok(plan.map(|plan| (survey, plan)))
     };
     match look() {
@@ -176,6 +195,7 @@ struct Step<'a> {
     session: Session,
     survey: &'a Survey,
     plan: &'a Plan,
+    recoder: Option<&'a Recoder>,
     /// The snapshots that are there, where they were when the session began.
     records: Vec<SnapshotRecord>,
     history: History,
@@ -190,6 +210,8 @@ struct Step<'a> {
 struct Done {
     segments: u64,
     snapshots: u64,
+    /// Bytes that were moved, as they were before.
+    moved: u64,
     written: u64,
     left: Vec<SegmentName>,
     has_damage: bool,
@@ -198,7 +220,11 @@ struct Done {
 impl<'a> Step<'a> {
     /// Registers, and then reads where everything is: what is there now stays
     /// until the session ends.
-    fn begin(vault: &Arc<Vault>, survey: &'a Survey, plan: &'a Plan) -> Result<Self, Error> {
+    fn begin(
+        vault: &Arc<Vault>,
+        (survey, plan): (&'a Survey, &'a Plan),
+        recoder: Option<&'a Recoder>,
+    ) -> Result<Self, Error> {
         let slot = slot::register_writer(vault)?;
         let forbidden = slot.forbidden.clone();
         let params = SessionParams { threads: Some(1), ..SessionParams::default() };
@@ -219,37 +245,60 @@ impl<'a> Step<'a> {
             }
         }
         let (places, left, has_damage) = (HashMap::new(), Vec::new(), false);
-        Ok(Self { session, survey, plan, records, history, places, left, has_damage })
+        Ok(Self { session, survey, plan, recoder, records, history, places, left, has_damage })
     }
 
-    fn perform(mut self, supervisor: &dyn Supervisor) -> Result<Done, Error> {
+    /// Moves; `before` is how much was moved in earlier steps.
+    fn perform(mut self, supervisor: &dyn Supervisor, before: u64) -> Result<Done, Error> {
         let mut done = 0;
-        for name in &self.plan.victims {
+        for (level, name) in self.victims() {
             supervisor.check()?;
-            let live = &self.survey.live[name];
-            match self.copy(*name, live) {
+            let live = &self.survey.live[&name];
+            self.session.core().data.set_level(level);
+            match self.copy(name, live, supervisor) {
                 Ok(bytes) => done += bytes,
                 Err(error @ (Error::Damaged(_) | Error::NotFound(_))) => {
                     let vault = &self.session.core().vault;
                     self.has_damage |= vault.store.size(&name.key())?.is_some();
                     tracing::warn!(%error, "a segment stays as it is");
-                    self.left.push(*name);
+                    self.left.push(name);
                 }
                 Err(error) => return Err(error),
             }
-            supervisor.advance(ByteCount(done), ByteCount(self.plan.content_bytes.max(done)));
+            let total = self.plan.all_bytes.max(done);
+            supervisor.advance(ByteCount(before + done), ByteCount(before + total));
         }
         let moved = self.rewrite(supervisor)?;
         let snapshots = count(moved.len());
         let segments = count(self.plan.victims.len() - self.left.len());
         let written = self.session.commit_moved(moved)?.stored_bytes.get();
         let Self { left, has_damage, .. } = self;
-        Ok(Done { segments, snapshots, written, left, has_damage })
+        Ok(Done { segments, snapshots, moved: done, written, left, has_damage })
+    }
+
+    /// Returns the segments to empty, and at which level their frames were tried
+    /// when they are moved; those of one level together.
+    fn victims(&self) -> Vec<(u8, SegmentName)> {
+        let vault = &self.session.core().vault;
+        let level = |name| match self.recoder {
+            Some(_) => STRONG_LEVEL,
+            // One that cannot be read stays as it is, and says so when it is copied.
+            None => vault.level(name).unwrap_or_default(),
+        };
+        let mut victims: Vec<_> =
+            self.plan.victims.iter().map(|name| (level(*name), *name)).collect();
+        victims.sort_unstable();
+        victims
     }
 
     /// Copies the frames of blocks and blobs that a segment still holds; returns
     /// how many bytes they have.
-    fn copy(&mut self, name: SegmentName, live: &Live) -> Result<u64, Error> {
+    fn copy(
+        &mut self,
+        name: SegmentName,
+        live: &Live,
+        supervisor: &dyn Supervisor,
+    ) -> Result<u64, Error> {
         let core = self.session.core();
         let vault = &core.vault;
         let table = vault.read_table(name)?;
@@ -260,16 +309,19 @@ impl<'a> Step<'a> {
         let Some(end) = frames.last().map(|(_, entry)| entry.range().end) else { return Ok(0) };
         let bytes = vault.range(name, segment::HEADER_LEN, end - segment::HEADER_LEN)?;
         let threads = available_parallelism().map_or(2, NonZero::get);
-        let coded = parallel::map(&frames, threads, |(number, entry)| {
+        let coded = parallel::map(&frames, threads, |(number, entry)| -> Result<_, Error> {
             let range = entry.range();
             let frame = &bytes[range.start - segment::HEADER_LEN..range.end - segment::HEADER_LEN];
-            take_out(vault, name, &table, (*number, entry), frame)
+            supervisor.check()?;
+            let taken = take_out(vault, name, &table, (*number, entry), frame)?;
+            Ok(match self.recoder {
+                Some(recoder) => recoder.shorter(taken),
+                None => taken.coded(),
+            })
         });
         let mut copied = 0;
         for ((number, entry), coded) in frames.into_iter().zip(coded) {
-            let (codec, coded) = coded.map_err(|Malformed(reason)| {
-                Error::damaged(name.key(), Some(u64::from(entry.offset)), reason)
-            })?;
+            let (codec, coded) = coded?;
             let now = put(core, &table, entry, (codec, &coded));
             let len = index32(HEADER_LEN) + entry.stored;
             let was = Place { segment: name, number, offset: entry.offset, len };
@@ -309,15 +361,40 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Takes the coded bytes of a frame out of its segment, when they decode to what
-/// was written.
-fn take_out(
+/// A frame on its way from one segment to another.
+pub(crate) struct Taken {
+    pub codec: Codec,
+    pub coded: Vec<u8>,
+    pub raw: Vec<u8>,
+}
+
+impl Taken {
+    /// Returns it as it was coded.
+    pub(crate) fn coded(self) -> (Codec, Vec<u8>) {
+        (self.codec, self.coded)
+    }
+}
+
+/// Takes a frame out of its segment, when it decodes to what was written.
+pub(crate) fn take_out(
     vault: &Vault,
     name: SegmentName,
     table: &Table,
     (number, entry): (u16, &TableEntry),
     frame: &[u8],
-) -> Result<(Codec, Vec<u8>), Malformed> {
+) -> Result<Taken, Error> {
+    prove(vault, name, table, (number, entry), frame).map_err(|Malformed(reason)| {
+        Error::damaged(name.key(), Some(u64::from(entry.offset)), reason)
+    })
+}
+
+fn prove(
+    vault: &Vault,
+    name: SegmentName,
+    table: &Table,
+    (number, entry): (u16, &TableEntry),
+    frame: &[u8],
+) -> Result<Taken, Malformed> {
     let header = FrameHeader::decode(frame)?;
     if (header.number, header.kind) != (number, entry.kind) {
         return Err(Malformed("it is another frame"));
@@ -332,7 +409,7 @@ fn take_out(
     if !vault.is_content(table, entry, &raw) {
         return Err(Malformed("the content is not what was written"));
     }
-    Ok((header.codec, payload))
+    Ok(Taken { codec: header.codec, coded: payload, raw })
 }
 
 /// Stores the coded bytes of a frame in a segment of the session.

@@ -18,8 +18,9 @@ use crate::repository::create_in;
 use crate::store::LocalStore;
 use crate::store::simulated::{Dice, Fault, SimulatedDisk};
 use crate::{
-    CompactionParams, Due, Error, GcParams, ImageParams, InitParams, NamedImage, Repository,
-    Session, SessionParams, Skipped, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
+    CompactionParams, Due, Error, GcParams, ImageParams, InitParams, NamedImage,
+    RecompressionParams, Repository, Session, SessionParams, Skipped, SnapshotDraft,
+    SnapshotRecord, Unwritten, VerifyLevel,
 };
 
 /// Returns a number from the environment, for longer runs by hand:
@@ -115,6 +116,12 @@ pub(crate) fn eager() -> GcParams {
     GcParams { compaction: Some(compaction), ..GcParams::default() }
 }
 
+/// Compresses all again that was not yet, even if it gains nothing.
+pub(crate) fn all() -> Option<RecompressionParams> {
+    let (least_percent, least_gain) = (0, None);
+    Some(RecompressionParams { least_percent, least_gain, ..RecompressionParams::default() })
+}
+
 pub(crate) fn open(disk: &SimulatedDisk) -> Result<Repository, Error> {
     let root = Path::new("simulated");
     Repository::open_in(Box::new(LocalStore::on(Box::new(disk.clone()), root)), None, root, &[])
@@ -183,9 +190,11 @@ fn compact_step(repository: &Repository, _: u64, expected: &mut Expected) -> Res
     Ok(())
 }
 
-/// Collects nothing that is deleted, and moves it with the rest.
+/// Collects nothing that is deleted, compresses it again and moves it with the rest.
 fn spare_step(repository: &Repository, _: u64, _: &mut Expected) -> Result<(), Error> {
-    let report = repository.gc(GcParams { due: Due::Only(HashSet::new()), ..eager() }, &())?;
+    let due = Due::Only(HashSet::new());
+    let report = repository.gc(GcParams { due, recompression: all(), ..eager() }, &())?;
+    assert_ne!(report.recompression.skipped, Some(Skipped::Damaged));
     assert_ne!(report.compaction.skipped, Some(Skipped::Damaged));
     Ok(())
 }

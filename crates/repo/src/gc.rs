@@ -42,6 +42,18 @@ pub struct GcReport {
     pub waiting_for: u64,
     /// What was moved, so that the segments that it was in could be removed.
     pub compaction: CompactionReport,
+    /// What was compressed again, and moved for that.
+    pub recompression: CompactionReport,
+}
+
+impl GcReport {
+    /// Adds what was collected while something was moved; returns what was.
+    pub(crate) fn add(&mut self, more: Self) -> CompactionReport {
+        self.segments += more.segments;
+        self.freed_bytes.0 += more.freed_bytes.get();
+        self.waiting_for = more.waiting_for;
+        more.compaction
+    }
 }
 
 /// How to collect.

@@ -89,7 +89,7 @@ impl Forge {
     fn next_segment(&mut self) {
         self.segments += 1;
         self.table = Table::default();
-        self.bytes = segment::header(SegmentKind::Data, self.name(), self.repository.id());
+        self.bytes = segment::header(SegmentKind::Data, 0, self.name(), self.repository.id());
     }
 
     fn store_segment(&mut self) {

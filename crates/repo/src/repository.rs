@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 use tintype_types::{ByteCount, Extent, RepositoryId, SnapshotId};
 
 use crate::blob;
-use crate::compact;
+use crate::compact::{self, Work};
 use crate::diff;
+use crate::epoch::Segments;
 use crate::gc::{self, Collection, GcReport};
 use crate::gone::{self, Deleted, Deletions, Due};
 use crate::heal;
@@ -21,6 +22,7 @@ use crate::listing::{self, Listing};
 use crate::nearby::Nearby;
 use crate::pointer::hex;
 use crate::reader::ImageReader;
+use crate::recompress::{RecompressionParams, Recompressor};
 use crate::record::{BlobId, Outcome, SnapshotRecord, outcome_key};
 use crate::repair::{self, RepairReport, Source};
 use crate::session::{Session, SessionParams};
@@ -30,7 +32,7 @@ use crate::slot::{self, Slot};
 use crate::slots::{self, Encryption, KeySlot, MasterKey};
 use crate::store::{LocalStore, Put, Store};
 use crate::supervisor::Supervisor;
-use crate::survey::CompactionParams;
+use crate::survey::{CompactionParams, Survey};
 use crate::trash::{self, TrashShares};
 use crate::tree::ImageRoot;
 use crate::vault::Vault;
@@ -62,11 +64,14 @@ pub struct GcParams {
     pub due: Due,
     /// Whether and when what is left of segments is moved.
     pub compaction: Option<CompactionParams>,
+    /// Whether and when what was compressed fast is compressed again, to be smaller.
+    pub recompression: Option<RecompressionParams>,
 }
 
 impl Default for GcParams {
     fn default() -> Self {
-        Self { dry_run: false, due: Due::All, compaction: Some(CompactionParams::default()) }
+        let compaction = Some(CompactionParams::default());
+        Self { dry_run: false, due: Due::All, compaction, recompression: None }
     }
 }
 
@@ -368,19 +373,37 @@ impl Repository {
             Ok(report)
         };
         let mut report = collect()?;
-        match &params.compaction {
-            Some(compaction) if params.dry_run => {
-                report.compaction =
-                    compact::estimate(&self.vault, compaction, &params.due, supervisor)?;
+        let vault = &self.vault;
+        let mut emptied = Segments::new();
+        if let Some(recompression) = &params.recompression {
+            // First, so that nothing is moved twice.
+            let recompressor = Recompressor::new(vault, recompression, supervisor);
+            let choose =
+                |survey: &Survey, room, avoid: &Segments| recompressor.plan(survey, (room, avoid));
+            if params.dry_run {
+                let limits = (&params.due, &emptied);
+                (report.recompression, emptied) = compact::estimate(vault, &choose, limits)?;
+            } else if report.waiting_for == 0 {
+                let recoder = Some(recompressor.recoder());
+                let step = recompression.step;
+                let work = Work { step, is_once: false, choose: &choose, recoder };
+                report.recompression =
+                    report.add(compact::run(vault, &work, supervisor, &collect)?);
             }
-            Some(compaction) if report.waiting_for == 0 => {
-                let compacted = compact::run(&self.vault, compaction, supervisor, &collect)?;
-                report.segments += compacted.segments;
-                report.freed_bytes.0 += compacted.freed_bytes.get();
-                report.waiting_for = compacted.waiting_for;
-                report.compaction = compacted.compaction;
+        }
+        if let Some(compaction) = &params.compaction {
+            let choose = |survey: &Survey, room, avoid: &Segments| {
+                survey.plan(vault, compaction, (room, avoid), supervisor)
+            };
+            if params.dry_run {
+                let limits = (&params.due, &emptied);
+                report.compaction = compact::estimate(vault, &choose, limits)?.0;
+            } else if report.waiting_for == 0 {
+                let is_once = compaction.least_gain.is_none();
+                let step = compaction.step;
+                let work = Work { step, is_once, choose: &choose, recoder: None };
+                report.compaction = report.add(compact::run(vault, &work, supervisor, &collect)?);
             }
-            Some(_) | None => {}
         }
         Ok(report)
     }

@@ -2,7 +2,7 @@
 //! themselves.
 //!
 //! ```text
-//! header    64   magic "TINTYSEG", version u16, kind u8, 0 u8, number u32,
+//! header    64   magic "TINTYSEG", version u16, kind u8, level u8, number u32,
 //!                session 16, repository 16, key epoch u32, zeroes 12
 //! frames         see `frame`
 //! table          per frame: kind u8, codec u8, blocks u8, 0 u8, offset u32,
@@ -28,6 +28,9 @@ use crate::wire::{Fields, Malformed};
 pub(crate) const SEGMENT_SIZE: usize = 16 << 20;
 /// The length of a segment's header.
 pub(crate) const HEADER_LEN: usize = 64;
+/// Where the header says at which level of zstd the frames were tried again; 0 if
+/// they were not.
+pub(crate) const LEVEL_AT: usize = 11;
 /// The length of a segment's trailer.
 pub(crate) const TRAILER_LEN: usize = 64;
 
@@ -199,11 +202,16 @@ impl Table {
 }
 
 /// Returns a new segment's header.
-pub(crate) fn header(kind: SegmentKind, name: SegmentName, repository: RepositoryId) -> Vec<u8> {
+pub(crate) fn header(
+    kind: SegmentKind,
+    level: u8,
+    name: SegmentName,
+    repository: RepositoryId,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER_LEN);
     out.extend_from_slice(&MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
-    out.extend_from_slice(&[kind as u8, 0]);
+    out.extend_from_slice(&[kind as u8, level]);
     out.extend_from_slice(&name.number.to_le_bytes());
     out.extend_from_slice(name.session.as_bytes());
     out.extend_from_slice(repository.as_bytes());

@@ -1,7 +1,7 @@
 //! Where a session's frames go: into an open segment in memory, and when that
 //! is full, to the threads that store it.
 
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
@@ -50,6 +50,8 @@ struct Open {
 #[derive(Debug)]
 pub(crate) struct Sink {
     kind: SegmentKind,
+    /// At which level frames were tried again.
+    level: AtomicU8,
     session: SnapshotId,
     vault: Arc<Vault>,
     numbers: Arc<Numbers>,
@@ -65,7 +67,17 @@ impl Sink {
         numbers: Arc<Numbers>,
         flush: Sender<Flush>,
     ) -> Self {
-        Self { kind, session, vault, numbers, open: Mutex::default(), flush }
+        let (level, open) = (AtomicU8::new(0), Mutex::default());
+        Self { kind, level, session, vault, numbers, open, flush }
+    }
+
+    /// Says at which level the frames to come were tried again; they go into
+    /// segments of their own.
+    pub(crate) fn set_level(&self, level: u8) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.level.swap(level, Ordering::Relaxed) != level {
+            self.seal_open(&mut open);
+        }
     }
 
     /// Appends a frame and says where it is. Blocks while many segments wait
@@ -126,7 +138,8 @@ impl Sink {
             SegmentKind::Data => SEGMENT_SIZE,
             SegmentKind::Meta => 0,
         });
-        bytes.extend_from_slice(&segment::header(self.kind, name, self.vault.id));
+        let level = self.level.load(Ordering::Relaxed);
+        bytes.extend_from_slice(&segment::header(self.kind, level, name, self.vault.id));
         building.content.write().unwrap_or_else(PoisonError::into_inner).0 = bytes;
         self.vault.register(name, Arc::clone(&building));
         Open { name, building, sealer: self.vault.keys.segment_sealer(name) }

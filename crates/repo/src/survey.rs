@@ -49,7 +49,7 @@ pub(crate) struct Live {
     /// Bytes of these frames, with their entries in the table.
     bytes: u64,
     /// Those of them that are not of nodes.
-    content_bytes: u64,
+    pub content_bytes: u64,
 }
 
 impl Live {
@@ -98,6 +98,8 @@ pub(crate) struct Plan {
     pub snapshots: u64,
     /// How much is moved.
     pub content_bytes: u64,
+    /// The same, with what is left to later steps as far as that is known.
+    pub all_bytes: u64,
 }
 
 impl Survey {
@@ -165,7 +167,7 @@ impl Survey {
         while !candidates.is_empty() {
             supervisor.check()?;
             let victims = candidates.iter().copied().collect();
-            if let Some(plan) = self.worth(vault, victims, params.least_gain)? {
+            if let Some(plan) = self.worth(vault, victims, (0, params.least_gain))? {
                 return Ok(Some(plan));
             }
             candidates.truncate(candidates.len() / 2);
@@ -182,7 +184,7 @@ impl Survey {
         let mut candidates: Vec<(u64, SegmentName)> = self
             .live
             .iter()
-            .filter(|(name, _)| !self.held.contains(name) && !avoid.contains(name))
+            .filter(|(name, _)| self.is_movable(name, avoid))
             .filter_map(|(name, live)| Some((share(name, live)?, *name)))
             .filter(|(share, _)| *share < live_percent.saturating_mul(10))
             .collect();
@@ -190,16 +192,30 @@ impl Survey {
         candidates.into_iter().map(|(_, name)| name).collect()
     }
 
-    /// Returns what emptying some segments gains, if that is enough.
-    fn worth(
+    fn is_movable(&self, name: &SegmentName, avoid: &Segments) -> bool {
+        !self.held.contains(name) && !avoid.contains(name)
+    }
+
+    /// Returns the segments that hold content and may be emptied, in order.
+    pub(crate) fn with_content(&self, avoid: &Segments) -> Vec<SegmentName> {
+        let holding = self.live.iter().filter(|(_, live)| live.content_bytes > 0);
+        let mut names: Vec<_> =
+            holding.map(|(name, _)| *name).filter(|name| self.is_movable(name, avoid)).collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// Returns what emptying some segments gains, if that is enough, when their
+    /// content shrinks by so many bytes on its way.
+    pub(crate) fn worth(
         &self,
         vault: &Vault,
         victims: Segments,
-        least: Option<ByteCount>,
+        (shrinks, least): (u64, Option<ByteCount>),
     ) -> Result<Option<Plan>, Error> {
         let size = |name| self.sizes.get(name).copied().unwrap_or(0);
         let freed: u64 = victims.iter().map(size).sum();
-        let content_bytes = victims.iter().map(|name| self.live[name].content_bytes).sum();
+        let content_bytes: u64 = victims.iter().map(|name| self.live[name].content_bytes).sum();
         let nodes = Cell::new(0);
         let elsewhere = SegmentName { session: SnapshotId::from_bytes([0; 16]), number: 0 };
         let is_victim = |place: &Place| victims.contains(&place.segment);
@@ -229,9 +245,9 @@ impl Survey {
             outcome *= 2;
         }
         let cost = nodes.get() + content_bytes + outcome + 2 * ENDS;
-        let gain = freed.saturating_sub(cost);
+        let gain = (freed + shrinks).saturating_sub(cost);
         let is_enough = least.is_none_or(|least| gain >= least.get().max(1));
-        let plan = Plan { victims, gain, snapshots, content_bytes };
+        let plan = Plan { victims, gain, snapshots, content_bytes, all_bytes: content_bytes };
         Ok((is_enough && outcome <= MAX_OUTCOME).then_some(plan))
     }
 }

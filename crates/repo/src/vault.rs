@@ -285,6 +285,11 @@ impl Vault {
         trailer.table(&header, &end, name, self.id).map_err(damaged)
     }
 
+    /// Returns at which level the frames of a segment were tried again, unverified.
+    pub(crate) fn level(&self, name: SegmentName) -> Result<u8, Error> {
+        Ok(self.range(name, segment::LEVEL_AT, 1)?[0])
+    }
+
     /// Decodes a frame, opening it in place, and checks that it is the one that
     /// was asked for.
     pub(crate) fn decode_frame(

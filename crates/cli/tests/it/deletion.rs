@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::scene::WITHIN;
 use crate::space::SmallFolder;
-use crate::switched_off::SwitchedOff;
+use crate::switched_off::{SwitchedOff, content};
 
 fn number(value: &Value, field: &str) -> u64 {
     value[field].as_u64().unwrap_or_else(|| panic!("no {field} in {value}"))
@@ -51,6 +51,45 @@ fn is_undone_by_acts_until_the_space_is_freed() {
     let verified = vm.tintype.json(&["verify", "--read-data"]);
     assert_eq!(verified["damaged"], json!([]));
     assert_eq!(verified["checked_snapshots"], 2);
+}
+
+/// Text in which each word is one of four that may follow the one before: the harder
+/// it is tried, the shorter it gets.
+fn text(len: usize) -> Vec<u8> {
+    let letters: Vec<u8> = content(1, 16 << 10).iter().map(|byte| b'a' + byte % 26).collect();
+    let dice = content(2, 2 * len);
+    let mut word = 0;
+    let words = dice.chunks(8).map(|dice| {
+        word = (word * 31 + usize::from(dice[0] % 4) + 7) % 1_600;
+        [&letters[word * 8..word * 8 + 2 + word % 7], b" "].concat()
+    });
+    words.flatten().take(len).collect()
+}
+
+#[test]
+fn what_was_compressed_fast_is_compressed_again_once() {
+    let vm = SwitchedOff::start();
+    let disk = text(24 << 20);
+    fs::write(vm.disk(), &disk).unwrap();
+    vm.tintype.json(&["take", "web", "--name", "text"]);
+    let would = vm.tintype.json(&["gc", "--recompress", "--dry-run"]);
+    let has = |vm: &SwitchedOff| number(&vm.tintype.json(&["du"]), "repository_bytes");
+    let before = has(&vm);
+    let said = vm.tintype.run(&["gc", "--recompress"]);
+    let said = String::from_utf8(said.stdout).unwrap();
+    let again = number(&would, "recompressed_segments");
+    assert!(again > 0 && said.contains(&format!(", {again} of them compressed again")), "{said}");
+    let freed = before - has(&vm);
+    assert!(freed > 1 << 20, "{freed} of {before}");
+    assert!(number(&would, "freed_bytes").abs_diff(freed) < freed / 4, "{would} {freed}");
+    let nothing = vm.tintype.json(&["gc", "--recompress"]);
+    assert_eq!((number(&nothing, "segments"), number(&nothing, "freed_bytes")), (0, 0));
+    assert_eq!(nothing["recompressed_segments"], 0);
+    let verified = vm.tintype.json(&["verify", "--read-data"]);
+    assert_eq!(verified["damaged"], json!([]));
+    fs::write(vm.disk(), vec![0; disk.len()]).unwrap();
+    vm.tintype.json(&["revert", "web", "text", "--no-safety"]);
+    assert!(fs::read(vm.disk()).unwrap() == disk);
 }
 
 #[test]

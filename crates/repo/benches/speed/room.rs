@@ -6,8 +6,8 @@ use std::thread::available_parallelism;
 use std::time::Instant;
 
 use tintype_repo::{
-    Encryption, GcParams, ImageParams, ImageRoot, InitParams, NamedImage, Repository,
-    SessionParams, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
+    Encryption, GcParams, ImageParams, ImageRoot, InitParams, NamedImage, RecompressionParams,
+    Repository, SessionParams, SnapshotDraft, SnapshotRecord, Unwritten, VerifyLevel,
 };
 use tintype_types::{ByteCount, SnapshotName, VmId, VmName};
 
@@ -20,7 +20,12 @@ const BLOCK: u64 = 4096;
 const READS: u64 = 20_000;
 
 /// Measures a repository's life: two snapshots, reading, collection.
-pub(crate) fn measure(first: &State, second: &State, folder: &Path, seed: u64) -> Outcome<()> {
+pub(crate) fn measure(
+    first: &State,
+    second: &State,
+    folder: &Path,
+    (seed, recompress): (u64, bool),
+) -> Outcome<()> {
     std::fs::create_dir_all(folder)?;
     let key = Encryption::KeyFile(folder.join("key"));
     let path = folder.join("repository");
@@ -47,6 +52,12 @@ pub(crate) fn measure(first: &State, second: &State, folder: &Path, seed: u64) -
         }
         Ok((report.read_bytes.get(), ()))
     })?;
+    if recompress {
+        let mut params = GcParams::default();
+        params.recompression = Some(RecompressionParams::default());
+        timed("gc --recompress", || Ok((first.data_bytes(), repository.gc(params, &())?)))?;
+        said("kept: both, after gc --recompress", kept(&repository)?);
+    }
     repository.remove(one.id)?;
     timed("gc", || Ok((repository.gc(GcParams::default(), &())?.freed_bytes.get(), ())))?;
     std::fs::remove_dir_all(folder)?;

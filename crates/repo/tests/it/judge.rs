@@ -12,7 +12,7 @@ use crate::support::{BLOCK, begin, content, draft, read_all};
 pub(crate) const SCRIPT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../../tools/read_repository.py");
 
-fn judge(repository: &Path, key: &Path, arguments: &[&str]) -> Output {
+pub(crate) fn judge(repository: &Path, key: &Path, arguments: &[&str]) -> Output {
     let mut command = Command::new("python3");
     command.arg(SCRIPT).arg("--key-file").arg(key).arg(repository).args(arguments);
     let output = command.output().unwrap();

@@ -19,6 +19,7 @@ mod model;
 mod power;
 mod protocol;
 mod readers;
+mod recompress;
 mod repair;
 mod sparse;
 mod support;

@@ -18,7 +18,7 @@ use tintype_repo::{
 use tintype_types::{ByteCount, Extent, VmId};
 
 use crate::judge::{SCRIPT, can_judge};
-use crate::support::{BLOCK, Dice, draft, eager, on_all_cores, soak};
+use crate::support::{BLOCK, Dice, draft, eager, eager_and_strong, on_all_cores, soak};
 
 const SIZE: u64 = BLOCK as u64;
 /// Imports what stretches a passphrase, as the second reader does.
@@ -238,7 +238,8 @@ impl Scene<'_> {
                 self.there.sort_by_key(|written| written.record.sequence);
             }
             2 => {
-                self.repository.gc(eager(), &()).unwrap();
+                let params = if self.dice.roll(2) == 0 { eager() } else { eager_and_strong() };
+                self.repository.gc(params, &()).unwrap();
                 self.deleted.clear();
                 self.there.iter_mut().for_each(|written| {
                     written.record = self.repository.snapshot(written.record.id).unwrap();

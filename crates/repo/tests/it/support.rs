@@ -7,8 +7,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tintype_repo::{
-    CompactionParams, GcParams, ImageParams, ImageRoot, InitParams, NamedImage, Repository,
-    Session, SessionParams, SnapshotDraft, SnapshotRecord, Unwritten,
+    CompactionParams, GcParams, ImageParams, ImageRoot, InitParams, NamedImage,
+    RecompressionParams, Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord,
+    Unwritten,
 };
 use tintype_types::{ByteCount, SnapshotName, VmId, VmName};
 
@@ -85,6 +86,16 @@ pub(crate) fn eager() -> GcParams {
     compaction.least_gain = None;
     let mut params = GcParams::default();
     params.compaction = Some(compaction);
+    params
+}
+
+/// The same, after it has compressed again what was not yet, even if that gains
+/// nothing.
+pub(crate) fn eager_and_strong() -> GcParams {
+    let mut recompression = RecompressionParams::default();
+    (recompression.least_percent, recompression.least_gain) = (0, None);
+    let mut params = eager();
+    params.recompression = Some(recompression);
     params
 }
 

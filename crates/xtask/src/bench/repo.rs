@@ -103,10 +103,13 @@ struct Measured {
 
 fn compare(figures: &Figures, peers: &[Measured]) {
     let own = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.seconds));
-    let kept = figures.get("kept: both").map_or(f64::NAN, |figure| median(&figure.values));
+    let value = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.values));
+    let kept = value("kept: both");
     println!("{:<34} {:>9} {:>9} {:>12}", "", "full s", "next s", "kept");
     let [full, next] = [own("full write"), own("next snapshot")];
     println!("{:<34} {full:>9.2} {next:>9.2} {kept:>12.0}", "tintype");
+    let (again, strong) = (own("gc --recompress"), value("kept: both, after gc --recompress"));
+    println!("{:<34} {again:>9.2} {:>9} {strong:>12.0}", "tintype, then gc --recompress", "");
     for Measured { name, seconds: [peer_full, peer_next], kept: peer_kept } in peers {
         println!("{name:<34} {peer_full:>9.2} {peer_next:>9.2} {peer_kept:>12.0}");
         println!(
