@@ -4,7 +4,7 @@
 
 use serde::Serialize;
 use tintype_repo::Repository;
-use tintype_types::{ByteCount, VmId, VmName};
+use tintype_types::{ByteCount, VmName};
 
 use crate::details::Snapshot;
 use crate::doctor::{Finding, Health};
@@ -156,24 +156,6 @@ impl Engine {
         })
     }
 
-    /// Returns what the last takes of a VM have stored, with memory or without, but for its
-    /// first, which stored all.
-    pub(crate) fn recent(
-        &self,
-        repository: &Repository,
-        vm: VmId,
-        with_memory: bool,
-    ) -> Result<Vec<ByteCount>> {
-        let listing = repository.snapshots().map_err(Error::step("cannot list the snapshots"))?;
-        let of_vm = listing.records.into_iter().filter(|record| record.vm == vm);
-        let increments: Vec<_> = of_vm.skip(1).collect();
-        let newest_first = increments.into_iter().rev().take(LOOKED_AT);
-        let alike = newest_first
-            .filter_map(|record| Snapshot::read(record).ok())
-            .filter(|snapshot| snapshot.details.memory.is_empty() != with_memory);
-        Ok(alike.take(RECENT).map(|snapshot| snapshot.record.stats.stored_bytes).collect())
-    }
-
     /// Refuses a take for which there is not nearly room.
     pub(crate) fn refuse_if_full(
         &self,
@@ -222,8 +204,9 @@ impl Engine {
             let vm = vm.map(|name| self.vm_state(name)).transpose()?;
             let mut recent = Vec::new();
             if let Some(vm) = &vm {
-                recent = self.recent(&repository, vm.id, true)?;
-                recent.extend(self.recent(&repository, vm.id, false)?);
+                let snapshots = self.snapshots_of(&repository, vm.id)?;
+                recent =
+                    [true, false].map(|with_memory| self::recent(&snapshots, with_memory)).concat();
             }
             let bounds = self.bounds(&repository, vm.as_ref())?;
             Ok(bounds.iter().map(|bound| bound.finding(&recent)).collect())
@@ -231,6 +214,14 @@ impl Engine {
         // That the repository does not open is a finding of its own.
         find().unwrap_or_default()
     }
+}
+
+/// Returns what the last of a VM's takes have stored, with memory or without, but for
+/// its first, which stored all.
+pub(crate) fn recent(snapshots: &[Snapshot], with_memory: bool) -> Vec<ByteCount> {
+    let newest_first = snapshots.iter().skip(1).rev().take(LOOKED_AT);
+    let alike = newest_first.filter(|snapshot| snapshot.details.memory.is_empty() != with_memory);
+    alike.take(RECENT).map(|snapshot| snapshot.record.stats.stored_bytes).collect()
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ use crate::media::Medium;
 use crate::observer::Step;
 use crate::operations::Reversal;
 use crate::quiesce::{AgentOrWhy, QuiesceParams, Quiesced};
+use crate::room::recent;
 use crate::sink::{Collected, SessionSink};
 use crate::tracking::{Tracking, whole};
 use crate::vms::{DEATH_LIMIT, LeasedVm};
@@ -91,14 +92,15 @@ impl Engine {
         self.config.observer.step(Step::TakeLease);
         self.check_interruption()?;
         let repository = self.repository()?;
-        let name = self.snapshot_name(&repository, &vm, params.name.as_ref())?;
+        let earlier = self.snapshots_of(&repository, vm.state.id)?;
+        let name = snapshot_name(&earlier, &vm.name, params.name.as_ref())?;
         let wish =
             Wish { params, name, purpose: Purpose::Asked, afterwards: Afterwards::RunOn, began };
         let is_alive = vm.is_alive();
         if !is_alive {
             refuse_imported(&vm.state.command_line, "take a snapshot of", &vm.name)?;
         }
-        let recent = self.recent(&repository, vm.state.id, is_alive && !params.without_memory)?;
+        let recent = recent(&earlier, is_alive && !params.without_memory);
         if !params.ignore_space {
             self.refuse_if_full(&repository, &vm, &recent)?;
         }
@@ -435,23 +437,19 @@ impl Engine {
             None => Ok(None),
         }
     }
+}
 
-    /// Checks a wished name, or makes one: `s1`, `s2`, …
-    pub(crate) fn snapshot_name(
-        &self,
-        repository: &Repository,
-        vm: &LeasedVm,
-        wished: Option<&SnapshotName>,
-    ) -> Result<SnapshotName> {
-        let taken: Vec<SnapshotName> = self
-            .snapshots_of(repository, vm.state.id)?
-            .into_iter()
-            .map(|snapshot| snapshot.record.name)
-            .collect();
-        match wished {
-            Some(name) => refuse_name(name, taken.iter(), vm.name.as_str()).map(|()| name.clone()),
-            None => Ok(next_name("s", &taken)),
-        }
+/// Checks a wished name, or makes one: `s1`, `s2`, …
+fn snapshot_name(
+    earlier: &[Snapshot],
+    vm: &VmName,
+    wished: Option<&SnapshotName>,
+) -> Result<SnapshotName> {
+    let taken: Vec<SnapshotName> =
+        earlier.iter().map(|snapshot| snapshot.record.name.clone()).collect();
+    match wished {
+        Some(name) => refuse_name(name, taken.iter(), vm.as_str()).map(|()| name.clone()),
+        None => Ok(next_name("s", &taken)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! one that commits.
 
 use std::iter::Peekable;
+use std::sync::Arc;
 
 use tintype_types::{ByteCount, SnapshotId};
 
@@ -294,6 +295,7 @@ impl<'c> Attempt<'c> {
 
     fn draft(&self, images: Vec<NamedImage>, blobs: Vec<(String, crate::BlobId)>) -> SnapshotDraft {
         let SnapshotRecord { vm, vm_name, name, created, details, .. } = self.record.clone();
+        let details = Arc::unwrap_or_clone(details);
         let parent = self.copier.parent(self.record);
         SnapshotDraft { vm, vm_name, name, parent, created, images, blobs, details }
     }

@@ -1,7 +1,7 @@
 //! Committing a session: the checks before, and the one write that counts.
 
 use std::collections::HashSet;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use crate::Error;
 use crate::index;
@@ -65,7 +65,7 @@ pub(crate) fn commit(
         parent: draft.parent,
         images: draft.images,
         blobs: draft.blobs,
-        details: draft.details,
+        details: Arc::new(draft.details),
         stats: provenance.before + core.stats(),
         origin: provenance.origin,
         part: provenance.part,

@@ -12,6 +12,7 @@
 //! The first outcome of a session wins, so putting it is the commit point.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -124,8 +125,9 @@ pub struct SnapshotRecord {
     pub images: Vec<NamedImage>,
     /// Smaller things, by name.
     pub blobs: Vec<(String, BlobId)>,
-    /// What the caller wants to remember; opaque here.
-    pub details: serde_json::Value,
+    /// What the caller wants to remember; opaque here. It is large, and a record is
+    /// copied whenever snapshots are listed.
+    pub details: Arc<serde_json::Value>,
     /// What writing it cost.
     pub stats: SessionStats,
     /// What it is a copy of, if it is one.
