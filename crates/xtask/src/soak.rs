@@ -93,6 +93,15 @@ const SOAKS: &[Soak] = &[
         usual: 10_000_000,
     },
     Soak {
+        name: "sequences",
+        about: "crashes, fails and starves every sequence of three operations at every step",
+        package: "tintype-repo",
+        target: &["--lib"],
+        tests: &["crash_tests::a_", "crash_tests::an_"],
+        counted: "runs",
+        usual: 1,
+    },
+    Soak {
         name: "worlds",
         about: "lets hosts work on one bucket in simulated bad worlds",
         package: "tintype-repo",
