@@ -9,15 +9,15 @@ use tintype_types::{ByteCount, SnapshotName, VmName};
 use crate::clone::CloneArguments;
 use crate::completion::CompleteArguments;
 use crate::copy::CopyArguments;
-use crate::disk_server::DiskServerArguments;
 use crate::export::ExportArguments;
 use crate::import::ImportArguments;
+use crate::load::LoadArguments;
 use crate::log::LogArguments;
 use crate::man::ManArguments;
-use crate::page_server::{LoadArguments, PageServerArguments};
 use crate::prune::PruneArguments;
 use crate::repair::RepairArguments;
 use crate::restore::RestoreArguments;
+use crate::servers::ServerArguments;
 use crate::settings::SetArguments;
 use crate::verify::VerifyArguments;
 
@@ -224,10 +224,10 @@ pub(crate) enum Command {
     Complete(CompleteArguments),
     /// Load the memory of a guest that runs already (started by reverts and clones).
     #[command(hide = true)]
-    PageServer(PageServerArguments),
+    PageServer(ServerArguments),
     /// Serve what the disks of a running guest lack (started by clones and `vm start`).
     #[command(hide = true)]
-    DiskServer(DiskServerArguments),
+    DiskServer(ServerArguments),
     /// Repair what a killed take leaves (started by takes themselves).
     #[command(hide = true)]
     Watchdog {

@@ -7,8 +7,8 @@ use clap::Args;
 use tintype_engine::{CloneParams, CloneReport, Engine, Result};
 use tintype_types::VmName;
 
+use crate::load::LoadArguments;
 use crate::output::Output;
-use crate::page_server::LoadArguments;
 
 /// What to make.
 #[derive(Debug, Args)]

@@ -20,7 +20,6 @@ use crate::arguments::{Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArgum
 use crate::clone;
 use crate::completion;
 use crate::copy;
-use crate::disk_server;
 use crate::exit::Exit;
 use crate::export;
 use crate::import;
@@ -29,12 +28,12 @@ use crate::labels;
 use crate::log;
 use crate::man;
 use crate::output::Output;
-use crate::page_server;
 use crate::progress::{Fault, Show};
 use crate::prune;
 use crate::removal;
 use crate::repair;
 use crate::restore;
+use crate::servers;
 use crate::settings;
 use crate::text;
 use crate::verify;
@@ -106,8 +105,8 @@ fn dispatch(engine: &Engine, command: Command, globals: &Globals, output: &Outpu
                 return Ok(Exit::Failed);
             }
         }
-        Command::PageServer(arguments) => page_server::run(engine, arguments)?,
-        Command::DiskServer(arguments) => disk_server::run(engine, arguments)?,
+        Command::PageServer(arguments) => servers::serve_pages(engine, arguments)?,
+        Command::DiskServer(arguments) => servers::serve_disks(engine, arguments)?,
         Command::Watchdog { vm } => keep_watch(engine, &vm)?,
         Command::Completions { .. } | Command::Complete(_) | Command::Man(_) => {
             unreachable!("handled before the engine is opened")

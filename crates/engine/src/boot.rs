@@ -20,14 +20,13 @@ use tintype_types::{SnapshotId, VmId, VmName};
 use tintype_vm::{CommandLine, Guest, RelocateParams, isolate, relocate};
 
 use crate::Engine;
-use crate::clone::{CloneWork, NO_PROCESS, refuse_missing_program};
+use crate::clone::{CloneWork, refuse_missing_program};
 use crate::details::Snapshot;
 use crate::error::{Error, ErrorKind, Result};
 use crate::intent::Intent;
 use crate::life::{Life, Verdict};
 use crate::observer::Step;
 use crate::places::Places;
-use crate::settings::VmSettings;
 use crate::snapshots::hold;
 use crate::vms::{LeasedVm, VmState};
 
@@ -169,16 +168,9 @@ impl CloneWork<'_> {
             return Err(Error::refused(format!("{} exists already", folder.display()))
                 .hint("remove it: no VM is in it"));
         }
-        let state = VmState {
-            id: VmId::random(),
-            socket: self.engine.home.monitor_socket(name)?,
-            command_line,
-            inventory: self.target.details.inventory.clone(),
-            process: NO_PROCESS,
-            tracking: None,
-            current: None,
-            settings: VmSettings::default(),
-        };
+        let socket = self.engine.home.monitor_socket(name)?;
+        let inventory = self.target.details.inventory.clone();
+        let state = VmState::at_rest(socket, command_line, inventory);
         let mut vm = LeasedVm { name: name.clone(), state, _lease: lease };
         self.engine.intend(name, &Intent::Clone { folder: folder.to_owned() })?;
         self.engine.save(&vm)?;

@@ -18,9 +18,7 @@ use std::time::Instant;
 use serde::Serialize;
 use tintype_repo::{Repository, VerifyLevel};
 use tintype_types::{SnapshotId, VmId, VmName};
-use tintype_vm::{
-    CommandLine, Guest, MovedPort, ProcessId, RelocateParams, Relocated, arguments, relocate,
-};
+use tintype_vm::{CommandLine, Guest, MovedPort, RelocateParams, Relocated, arguments, relocate};
 
 use crate::Engine;
 use crate::details::{Snapshot, micros_as_ms};
@@ -33,13 +31,9 @@ use crate::lazy::LoadMode;
 use crate::observer::Step;
 use crate::places::Places;
 use crate::revert::end_qemu;
-use crate::settings::VmSettings;
 use crate::shared_memory::SharedMemory;
 use crate::snapshots::hold;
-use crate::vms::{LeasedVm, VmState};
-
-/// The process of a VM that has had none yet.
-pub(crate) const NO_PROCESS: ProcessId = ProcessId { pid: 0, start_time: 0 };
+use crate::vms::{LeasedVm, NO_PROCESS, VmState};
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -216,16 +210,10 @@ impl CloneWork<'_> {
         let id = VmId::random();
         let files = Places::choose(self.target, &folder, None)?;
         let relocated = self.relocate(&folder, &files, id)?;
-        let state = VmState {
-            id,
-            socket: self.engine.home.monitor_socket(name)?,
-            command_line: self.command_line(name, &relocated)?,
-            inventory: self.target.details.inventory.clone(),
-            process: NO_PROCESS,
-            tracking: None,
-            current: None,
-            settings: VmSettings::default(),
-        };
+        let socket = self.engine.home.monitor_socket(name)?;
+        let (line, inventory) =
+            (self.command_line(name, &relocated)?, self.target.details.inventory.clone());
+        let state = VmState { id, ..VmState::at_rest(socket, line, inventory) };
         let mut vm = LeasedVm { name: name.clone(), state, _lease: lease };
         self.engine.intend(name, &Intent::Clone { folder: folder.clone() })?;
         self.engine.save(&vm)?;

@@ -14,9 +14,8 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixListener;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -32,7 +31,8 @@ use crate::error::{Error, Result};
 use crate::filling::{Filling, FillingState};
 use crate::observer::Step;
 use crate::served_disk::ServedDisk;
-use crate::watchdog::{Watchdog, said_all_is_well};
+use crate::servers::Serves;
+use crate::watchdog::said_all_is_well;
 
 /// Between two looks at QEMU's work.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
@@ -44,9 +44,6 @@ const RETRY_INTERVALS: (Duration, Duration) = (Duration::from_secs(1), Duration:
 /// are there again: QEMU takes up to 16 s to come back to an export that was away
 /// (`connect_thread_func` in nbd/client-connection.c).
 const GO_ON_LIMIT: Duration = Duration::from_secs(40);
-
-/// How often one disk server takes the place of another before a command has to.
-const MAX_TAKEOVERS: u32 = 10;
 
 /// How a disk server comes to its guest.
 pub enum DiskServerStart<'s> {
@@ -65,20 +62,9 @@ impl Engine {
         let _ = fs::remove_file(self.home.fill_progress_file(vm));
         let (word, input) =
             if new { ("new", Stdio::piped()) } else { ("take-over", Stdio::null()) };
-        let mut command = self.disk_server(vm, word, 0)?;
+        let mut command = self.server(Serves::Disks, vm, word, 0)?;
         let started = command.stdin(input).stdout(lock).spawn();
         started.map_err(Error::step("cannot start what serves the disks"))
-    }
-
-    fn disk_server(&self, vm: &VmName, start: &str, takeovers: u32) -> Result<Command> {
-        let Some((program, arguments)) = self.config.helper.split_first() else {
-            return Err(Error::failed("there is no command that serves disks"));
-        };
-        let mut command = Command::new(program);
-        command.args(arguments).args(["disk-server", vm.as_str(), start]);
-        // A Ctrl-C is for the command alone.
-        command.arg(takeovers.to_string()).stderr(Stdio::null()).process_group(0);
-        Ok(command)
     }
 
     /// Is the disk server of a VM, until every disk is whole or its QEMU has ended.
@@ -93,13 +79,7 @@ impl Engine {
         {
             return Ok(());
         }
-        let stand_by = match takeovers {
-            0..MAX_TAKEOVERS => match self.disk_server(vm, "stand-by", takeovers + 1) {
-                Ok(mut command) => Watchdog::start(command.stdout(Stdio::inherit())),
-                Err(_) => Watchdog::none(),
-            },
-            _ => Watchdog::none(),
-        };
+        let stand_by = self.have_stand_by(Serves::Disks, vm, takeovers);
         let mut told = Told {
             path: self.home.fill_progress_file(vm),
             filling: Filling { server: std::process::id(), ..Filling::default() },

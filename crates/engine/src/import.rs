@@ -24,8 +24,8 @@ use tintype_image::{Content, HostConfig, Image, ImageHost, ImageSpec, PullParams
 use tintype_inspect::ImageFormat;
 use tintype_repo::{Repository, SessionParams, SnapshotDraft};
 use tintype_stream::DeviceState;
-use tintype_types::{ByteCount, Extent, SnapshotId, SnapshotName, VmId, VmName};
-use tintype_vm::{CaptureSink, CommandLine, Disk, DiskRead, Inventory, ProcessId, SinkError, Way};
+use tintype_types::{ByteCount, Extent, SnapshotId, SnapshotName, VmName};
+use tintype_vm::{CaptureSink, CommandLine, Disk, DiskRead, Inventory, SinkError, Way};
 
 use crate::Engine;
 use crate::details::{DEVICE_STATE, Details, Purpose, Snapshot};
@@ -33,7 +33,6 @@ use crate::error::{Error, Result};
 use crate::observer::Step;
 use crate::operations::{Reversal, listed};
 use crate::quiesce::Quiesced;
-use crate::settings::VmSettings;
 use crate::sink::{Collected, SessionSink};
 use crate::vms::{LeasedVm, VmState, find_program};
 
@@ -201,19 +200,11 @@ impl Engine {
         let lease = self
             .new_vm(&plan.vm, "import")
             .map_err(|error| error.hint("--vm NAME gives the VM that is imported another name"))?;
-        let state = VmState {
-            id: VmId::random(),
-            socket: self.home.monitor_socket(&plan.vm)?,
-            command_line: line,
-            inventory: match machine {
-                Some(machine) => machine.inventory.clone(),
-                None => inventory(plan.moments.last().map_or_else(Vec::new, Moment::disks)),
-            },
-            process: ProcessId { pid: 0, start_time: 0 },
-            current: None,
-            settings: VmSettings::default(),
-            tracking: None,
+        let inventory = match machine {
+            Some(machine) => machine.inventory.clone(),
+            None => inventory(plan.moments.last().map_or_else(Vec::new, Moment::disks)),
         };
+        let state = VmState::at_rest(self.home.monitor_socket(&plan.vm)?, line, inventory);
         let vm = LeasedVm { name: plan.vm.clone(), state, _lease: lease };
         // Before the first snapshot, which an import that goes on has to find.
         self.save(&vm)?;

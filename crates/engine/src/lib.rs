@@ -49,6 +49,7 @@ mod restore;
 mod revert;
 mod room;
 mod served_disk;
+mod servers;
 mod settings;
 mod settle;
 mod shared_memory;

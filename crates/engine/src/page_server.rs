@@ -9,9 +9,8 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,8 @@ use crate::loading::Loading;
 use crate::memory;
 use crate::observer::{Observer, Step};
 use crate::pages::{End, Listener, Pump, Source, Unit};
-use crate::watchdog::{Watchdog, said_all_is_well};
+use crate::servers::Serves;
+use crate::watchdog::said_all_is_well;
 use crate::working_set::{MAX_UNITS, RECORD_TIME};
 
 /// How often progress is written.
@@ -37,9 +37,6 @@ const RESCUE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How many connections to one QEMU may be lost.
 const MAX_CONNECTIONS: usize = 100;
-
-/// How often one page server takes the place of another before a command has to.
-const MAX_TAKEOVERS: u32 = 10;
 
 /// How a page server comes to its guest.
 pub enum PageServerStart<'s> {
@@ -64,32 +61,9 @@ impl Engine {
             Some(stream) => ("new", Stdio::from(OwnedFd::from(stream))),
             None => ("take-over", Stdio::null()),
         };
-        let mut command = self.page_server(vm, word, 0)?;
+        let mut command = self.server(Serves::Memory, vm, word, 0)?;
         let started = command.stdin(input).stdout(lock).spawn();
         started.map_err(Error::step("cannot start what loads the memory"))
-    }
-
-    fn page_server(&self, vm: &VmName, start: &str, takeovers: u32) -> Result<Command> {
-        let Some((program, arguments)) = self.config.helper.split_first() else {
-            return Err(Error::failed("there is no command that loads memory"));
-        };
-        let mut command = Command::new(program);
-        command.args(arguments).args(["page-server", vm.as_str(), start]);
-        // A Ctrl-C is for the command alone.
-        command.arg(takeovers.to_string()).stderr(Stdio::null()).process_group(0);
-        Ok(command)
-    }
-
-    /// Starts the process that takes the place of this one if it is killed. It has
-    /// our lock, too.
-    fn have_stand_by(&self, vm: &VmName, takeovers: u32) -> Watchdog {
-        if takeovers >= MAX_TAKEOVERS {
-            return Watchdog::none();
-        }
-        match self.page_server(vm, "stand-by", takeovers + 1) {
-            Ok(mut command) => Watchdog::start(command.stdout(Stdio::inherit())),
-            Err(_) => Watchdog::none(),
-        }
     }
 
     /// Is the page server of a VM, until all memory is there or no more of it can be.
@@ -107,7 +81,7 @@ impl Engine {
                 false => None,
             },
         };
-        let stand_by = self.have_stand_by(vm, takeovers);
+        let stand_by = self.have_stand_by(Serves::Memory, vm, takeovers);
         let progress = ProgressFile {
             path: self.home.progress_file(vm),
             observer: Arc::clone(&self.config.observer),

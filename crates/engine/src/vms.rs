@@ -45,6 +45,29 @@ pub struct VmState {
     pub settings: VmSettings,
 }
 
+/// The process of a VM that has had none yet.
+pub(crate) const NO_PROCESS: ProcessId = ProcessId { pid: 0, start_time: 0 };
+
+impl VmState {
+    /// Of a VM whose QEMU was never started.
+    pub(crate) fn at_rest(
+        socket: PathBuf,
+        command_line: CommandLine,
+        inventory: Inventory,
+    ) -> Self {
+        Self {
+            id: VmId::random(),
+            socket,
+            command_line,
+            inventory,
+            process: NO_PROCESS,
+            tracking: None,
+            current: None,
+            settings: VmSettings::default(),
+        }
+    }
+}
+
 /// A VM as a front end shows it.
 #[derive(Debug, Clone, Serialize)]
 pub struct VmReport {
@@ -354,16 +377,9 @@ impl Engine {
     fn register(&self, name: &VmName, mut guest: Guest, lease: Lease) -> Result<VmReport> {
         let inventory =
             guest.inventory().map_err(Error::step(format!("cannot look at `{name}`")))?;
-        let state = VmState {
-            id: VmId::random(),
-            socket: guest.socket().to_owned(),
-            command_line: started_line(&guest),
-            inventory,
-            process: guest.process(),
-            tracking: None,
-            current: None,
-            settings: VmSettings::default(),
-        };
+        let (socket, line) = (guest.socket().to_owned(), started_line(&guest));
+        let state =
+            VmState { process: guest.process(), ..VmState::at_rest(socket, line, inventory) };
         drop(guest);
         let vm = LeasedVm { name: name.clone(), state, _lease: lease };
         self.save(&vm)?;

@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
 
 use crate::crash_tests::{open, take};
 use crate::repository::create_in;
@@ -48,14 +48,9 @@ fn source() -> (Repository, [SnapshotId; 2]) {
         writer.write(0, &bytes).unwrap();
         let image = NamedImage { name: "ram".to_owned(), root: writer.finish().unwrap() };
         let draft = SnapshotDraft {
-            vm: VmId::from_bytes([1; 16]),
-            vm_name: VmName::new("web").unwrap(),
-            name: SnapshotName::new("one").unwrap(),
-            parent: None,
-            created: jiff::Timestamp::UNIX_EPOCH,
             images: vec![image],
             blobs: vec![("state".to_owned(), session.blob(&bytes[..100]).unwrap())],
-            details: serde_json::json!(seed),
+            ..SnapshotDraft::plain(serde_json::json!(seed))
         };
         session.commit(draft).unwrap().id
     });

@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId, SnapshotName, VmId, VmName};
+use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
 
 use crate::repository::create_in;
 use crate::store::LocalStore;
@@ -135,16 +135,7 @@ pub(crate) fn take(repository: &Repository, seed: u64) -> Result<SnapshotRecord,
     let params = SessionParams { threads: Some(1), ..SessionParams::default() };
     let session = repository.begin(params)?;
     let images = write_images(&session, seed, parent.as_ref())?;
-    session.commit(SnapshotDraft {
-        vm: VmId::from_bytes([1; 16]),
-        vm_name: VmName::new("web").unwrap(),
-        name: SnapshotName::new("one").unwrap(),
-        parent: None,
-        created: jiff::Timestamp::UNIX_EPOCH,
-        images,
-        blobs: Vec::new(),
-        details: serde_json::json!(seed),
-    })
+    session.commit(SnapshotDraft { images, ..SnapshotDraft::plain(serde_json::json!(seed)) })
 }
 
 fn take_step(repository: &Repository, seed: u64, expected: &mut Expected) -> Result<(), Error> {

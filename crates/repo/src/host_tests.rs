@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
-use tintype_types::{SnapshotId, SnapshotName, VmId, VmName};
+use tintype_types::SnapshotId;
 
 use crate::crash_tests::{self, all, eager, has_images, write_images};
 use crate::donor::Donor;
@@ -185,14 +185,9 @@ impl Host {
         let session = repository.begin(params)?;
         let images = write_images(&session, number, parent)?;
         let record = session.commit(SnapshotDraft {
-            vm: VmId::from_bytes([1; 16]),
-            vm_name: VmName::new("web").unwrap(),
-            name: SnapshotName::new("one").unwrap(),
-            parent: None,
             created: Timestamp::from_second(1_800_000_000 + self.skew).unwrap(),
             images,
-            blobs: Vec::new(),
-            details: serde_json::json!(number),
+            ..SnapshotDraft::plain(serde_json::json!(number))
         })?;
         self.line.world.note("take");
         // Others may have seen and deleted it already.

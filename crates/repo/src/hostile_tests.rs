@@ -461,14 +461,9 @@ fn take(repository: &Repository, parent: &ImageRoot) -> Result<SnapshotRecord, E
     }
     let images = vec![NamedImage { name: "ram".to_owned(), root: writer.finish()? }];
     session.commit(SnapshotDraft {
-        vm: tintype_types::VmId::from_bytes([1; 16]),
-        vm_name: tintype_types::VmName::new("web").unwrap(),
         name: tintype_types::SnapshotName::new("two").unwrap(),
-        parent: None,
-        created: jiff::Timestamp::UNIX_EPOCH,
         images,
-        blobs: Vec::new(),
-        details: serde_json::Value::Null,
+        ..SnapshotDraft::plain(serde_json::Value::Null)
     })
 }
 

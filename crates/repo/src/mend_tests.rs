@@ -1,7 +1,7 @@
 //! Mending from another repository: one that lies gives nothing where our own ids
 //! can tell, and a fault at any operation leaves what the next repair completes.
 
-use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotName, VmId, VmName};
+use tintype_types::{BLOCK_SIZE, ByteCount};
 
 use crate::commit::Provenance;
 use crate::copy_tests::new_disk;
@@ -32,14 +32,9 @@ fn take(repository: &Repository, seed: u8, origin: Option<Origin>) -> SnapshotRe
     let mut writer = session.image(params).unwrap();
     writer.write(0, &bytes).unwrap();
     let draft = SnapshotDraft {
-        vm: VmId::from_bytes([1; 16]),
-        vm_name: VmName::new("web").unwrap(),
-        name: SnapshotName::new("one").unwrap(),
-        parent: None,
-        created: jiff::Timestamp::UNIX_EPOCH,
         images: vec![NamedImage { name: "ram".to_owned(), root: writer.finish().unwrap() }],
         blobs: vec![("state".to_owned(), session.blob(&bytes[..100]).unwrap())],
-        details: serde_json::json!(seed),
+        ..SnapshotDraft::plain(serde_json::json!(seed))
     };
     session.commit_copy(draft, Provenance { origin, ..Provenance::default() }).unwrap()
 }
@@ -128,14 +123,8 @@ fn a_lie_about_an_image_is_found_where_its_map_is_good() {
             writer.write(number * leaf, &content(seed)).unwrap();
         }
         let draft = SnapshotDraft {
-            vm: VmId::from_bytes([1; 16]),
-            vm_name: VmName::new("web").unwrap(),
-            name: SnapshotName::new("one").unwrap(),
-            parent: None,
-            created: jiff::Timestamp::UNIX_EPOCH,
             images: vec![NamedImage { name: "ram".to_owned(), root: writer.finish().unwrap() }],
-            blobs: Vec::new(),
-            details: serde_json::json!(1),
+            ..SnapshotDraft::plain(serde_json::json!(1))
         };
         session.commit_copy(draft, Provenance { origin, ..Provenance::default() }).unwrap()
     };

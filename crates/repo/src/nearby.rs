@@ -252,8 +252,6 @@ mod tests {
     use super::*;
     use std::time::Duration;
 
-    use tintype_types::{SnapshotName, VmId, VmName};
-
     use crate::repository::create_in;
     use crate::store::{Listed, Memory, Objects, Pulse, Shared};
     use crate::{
@@ -346,14 +344,8 @@ mod tests {
             let session = repository.begin(SessionParams::default()).unwrap();
             let blob = session.blob(&content).unwrap();
             let draft = SnapshotDraft {
-                vm: VmId::from_bytes([1; 16]),
-                vm_name: VmName::new("web").unwrap(),
-                name: SnapshotName::new("one").unwrap(),
-                parent: None,
-                created: jiff::Timestamp::UNIX_EPOCH,
-                images: Vec::new(),
                 blobs: vec![("state".to_owned(), blob)],
-                details: serde_json::Value::Null,
+                ..SnapshotDraft::plain(serde_json::Value::Null)
             };
             let record = session.commit(draft).unwrap();
             Self { folder, memory, content, record }

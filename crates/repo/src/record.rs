@@ -138,6 +138,23 @@ pub struct SnapshotRecord {
     pub part: Option<Part>,
 }
 
+#[cfg(test)]
+impl SnapshotDraft {
+    /// A draft without content, for tests that tell snapshots apart by their details.
+    pub(crate) fn plain(details: serde_json::Value) -> Self {
+        Self {
+            vm: VmId::from_bytes([1; 16]),
+            vm_name: VmName::new("web").unwrap(),
+            name: SnapshotName::new("one").unwrap(),
+            parent: None,
+            created: Timestamp::UNIX_EPOCH,
+            images: Vec::new(),
+            blobs: Vec::new(),
+            details,
+        }
+    }
+}
+
 impl SnapshotRecord {
     /// Returns what the snapshot is known as everywhere.
     pub fn identity(&self, repository: RepositoryId) -> Origin {

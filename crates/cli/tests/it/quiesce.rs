@@ -169,27 +169,7 @@ fn whatever_happens_the_guest_is_thawed_in_time() {
     }
 
     // A command that is held up does not hold the guest up.
-    let (file, said) = {
-        let folder = subject.guest.files().folder();
-        (folder.join("held"), folder.join("said"))
-    };
-    let mut held = subject
-        .tintype
-        .command()
-        .args(["--json", "take", "web", "--name", "late", "--quiesce-timeout", "2"])
-        .env("TINTYPE_TEST_FAULT", format!("take-frozen:{}", file.display()))
-        .stdout(File::create(&said).unwrap())
-        .spawn()
-        .unwrap();
-    let deadline = Instant::now() + WITHIN;
-    while !file.exists() {
-        assert!(Instant::now() < deadline, "it is never frozen");
-        sleep(Duration::from_millis(5));
-    }
-    must_write(subject.guest.serial());
-    fs::remove_file(&file).unwrap();
-    assert!(held.wait().unwrap().success());
-    let report: Value = serde_json::from_slice(&fs::read(&said).unwrap()).unwrap();
+    let (report, _) = while_frozen(&mut subject, "2", must_write);
     assert_eq!(report["consistency"], "crash", "it was thawed before the instant: {report}");
     must_write(subject.guest.serial());
 }
@@ -242,7 +222,9 @@ fn an_agent_that_dies_hangs_or_lies_while_the_guest_is_frozen() {
                 printf '[Service]\\nRestart=no\\n' >$d/no.conf; systemctl daemon-reload";
     subject.guest.serial().must_run(unit, WITHIN);
     // It wakes up, and thaws by what was said to it meanwhile.
-    let (report, said) = doing_while_frozen(&mut subject, "kill -STOP $(pidof qemu-ga)");
+    let (report, said) = while_frozen(&mut subject, "60", |serial| {
+        serial.must_run("kill -STOP $(pidof qemu-ga)", WITHIN);
+    });
     assert_eq!(report["consistency"], "crash", "{report}");
     assert!(said.contains("may still be frozen") && said.contains("`fsfreeze -u`"), "{said}");
     subject.guest.serial().must_run("kill -CONT $(pidof qemu-ga)", WITHIN);
@@ -251,7 +233,9 @@ fn an_agent_that_dies_hangs_or_lies_while_the_guest_is_frozen() {
     assert_eq!(report["consistency"], "filesystem", "{report}");
 
     // It is gone, and only the guest's owner can thaw it.
-    let (report, said) = doing_while_frozen(&mut subject, "kill -9 $(pidof qemu-ga)");
+    let (report, said) = while_frozen(&mut subject, "60", |serial| {
+        serial.must_run("kill -9 $(pidof qemu-ga)", WITHIN);
+    });
     assert_eq!(report["consistency"], "crash", "{report}");
     assert!(said.contains("may still be frozen") && said.contains("`fsfreeze -u`"), "{said}");
     subject.guest.serial().must_run("fsfreeze -u /; true", WITHIN);
@@ -282,15 +266,19 @@ fn an_agent_that_dies_hangs_or_lies_while_the_guest_is_frozen() {
     must_write(subject.guest.serial());
 }
 
-/// Holds a take while the guest is frozen, does something in the guest, and returns
-/// what the take has come to, and what it said.
-fn doing_while_frozen(subject: &mut Subject, command: &str) -> (Value, String) {
+/// Holds a take while the guest is frozen, for so many seconds at most, does something
+/// in the guest, and returns what the take has come to, and what it said.
+fn while_frozen(
+    subject: &mut Subject,
+    seconds: &str,
+    act: impl FnOnce(&mut Serial),
+) -> (Value, String) {
     let folder = subject.guest.files().folder().to_owned();
     let (file, said, errors) = (folder.join("held"), folder.join("said"), folder.join("errors"));
     let mut take = subject
         .tintype
         .command()
-        .args(["--json", "take", "web", "--quiesce-timeout", "60"])
+        .args(["--json", "take", "web", "--quiesce-timeout", seconds])
         .env("TINTYPE_TEST_FAULT", format!("take-frozen:{}", file.display()))
         .stdout(File::create(&said).unwrap())
         .stderr(File::create(&errors).unwrap())
@@ -301,7 +289,7 @@ fn doing_while_frozen(subject: &mut Subject, command: &str) -> (Value, String) {
         assert!(Instant::now() < deadline, "it is never frozen");
         sleep(Duration::from_millis(5));
     }
-    subject.guest.serial().must_run(command, WITHIN);
+    act(subject.guest.serial());
     fs::remove_file(&file).unwrap();
     let errors = || fs::read_to_string(&errors).unwrap();
     assert!(take.wait().unwrap().success(), "{}", errors());
