@@ -13,7 +13,6 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use serde::Serialize;
 use tintype_repo::Repository;
 use tintype_types::{SnapshotId, VmId, VmName};
@@ -121,7 +120,7 @@ impl Engine {
 
     /// Notes that a guest of this snapshot was seen alive.
     fn stamp(&self, repository: &Repository, snapshot: &Snapshot) -> Result<()> {
-        let now = Timestamp::now();
+        let now = self.now();
         let stamped = repository.relabel(snapshot.record.id, |label| label.booted = Some(now));
         stamped.map(drop).map_err(Error::step("it lives, but that cannot be noted"))
     }
@@ -133,6 +132,7 @@ impl Engine {
         limit: Duration,
     ) -> Result<Shown> {
         let _held = hold(repository, target)?;
+        self.see_to_media(target, true)?;
         self.refuse_unfit(repository, target, "boot", false)?;
         refuse_missing_program(target)?;
         let id = target.record.id.short();
@@ -212,7 +212,7 @@ impl CloneWork<'_> {
         let mut guest = self.engine.saw(vm, guest)?;
         guest.start_running().map_err(Error::step("the guest cannot be started"))?;
         self.step(Step::CloneRunning);
-        if self.target.details.quiesced.frozen {
+        if self.target.details.quiesced.needs_thaw() {
             // Its agent answers little as long as it is frozen.
             self.engine.settle(&mut guest, self.target);
         }

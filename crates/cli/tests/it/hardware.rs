@@ -267,6 +267,9 @@ fn a_drive_has_the_medium_of_the_instant() {
         refused(&["revert", "web", "one"], "cd1: No such file");
         refused(&["clone", "web@one", "twin"], "cd1: No such file");
         refused(&["restore", "web@one", "--to", restored.to_str().unwrap()], "cd1: No such file");
+        let output = vm.tintype.run(&["--json", "verify", "web@one", "--boot"]);
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && said.contains("booted"), "{output:?}");
         vm.tintype.json(&["revert", "web", "one", "--ignore-media"]);
         assert_eq!(medium(), "", "an empty drive");
         // A disk that another image has taken over, as an external snapshot does.
