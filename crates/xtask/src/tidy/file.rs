@@ -49,7 +49,8 @@ impl<'a> File<'a> {
     pub(super) fn is_test(&self) -> bool {
         let mut parts = self.path.split('/');
         parts.any(|part| {
-            ["benches", "tests", "tests.rs"].contains(&part) || part.ends_with("_tests.rs")
+            let name = part.strip_suffix(".rs").unwrap_or(part);
+            ["benches", "tests"].contains(&name) || name.ends_with("_tests")
         })
     }
 
@@ -70,4 +71,22 @@ pub(super) fn check(
     let found = rule(&File::new(path, text));
     let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
     assert_eq!(lines, expected, "{path}: {text}\n{found:?}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::File;
+
+    #[test]
+    fn tests_are_known_by_their_file_or_folder() {
+        for (path, is_test) in [
+            ("crates/engine/src/life_tests.rs", true),
+            ("crates/engine/src/life_tests/mod.rs", true),
+            ("crates/engine/src/tests.rs", true),
+            ("crates/cli/tests/it/main.rs", true),
+            ("crates/engine/src/latest.rs", false),
+        ] {
+            assert_eq!(File::new(path, "").is_test(), is_test, "{path}");
+        }
+    }
 }
