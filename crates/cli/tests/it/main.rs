@@ -27,6 +27,7 @@ mod keys;
 mod kill;
 mod lazy;
 mod lazy_disks;
+mod long_chain;
 mod operations;
 mod oracle;
 mod privacy;

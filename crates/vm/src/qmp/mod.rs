@@ -7,6 +7,7 @@
 //! (`blockdev-set-active`) are asked for by capability. Specification: QEMU
 //! `docs/interop/qmp-spec.rst`.
 
+mod shallow;
 pub(crate) mod wire;
 
 use std::collections::VecDeque;
@@ -19,6 +20,7 @@ use rustix::net::sockopt::socket_peercred;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use shallow::Shallow;
 use wire::{Wire, WireError};
 
 /// How long a command may take when nothing else is said.
@@ -233,7 +235,7 @@ impl Qmp {
 }
 
 fn parse(line: &[u8]) -> Result<Map<String, Value>> {
-    serde_json::from_slice(line).map_err(|error| {
+    serde_json::from_slice(line).map(|Shallow(message)| message).map_err(|error| {
         let start = String::from_utf8_lossy(&line[..line.len().min(80)]).into_owned();
         // A stranger's words do not get to steer a terminal.
         Error::protocol(format!("{error} in `{}`", start.trim_end().escape_debug()))
