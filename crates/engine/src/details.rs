@@ -119,9 +119,10 @@ pub struct Snapshot {
 
 impl Snapshot {
     pub(crate) fn read(record: SnapshotRecord) -> Result<Self> {
-        let details = Details::deserialize(record.details.as_ref()).map_err(Error::step(
-            format!("the snapshot {} was made by another version of tintype", record.id.short()),
-        ))?;
+        let details = record.details.read().map_err(Error::step(format!(
+            "the snapshot {} was made by another version of tintype",
+            record.id.short()
+        )))?;
         Ok(Self { record, details, pinned: false, booted: None })
     }
 

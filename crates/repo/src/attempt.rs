@@ -2,10 +2,10 @@
 //! one that commits.
 
 use std::iter::Peekable;
-use std::sync::Arc;
 
 use tintype_types::{ByteCount, SnapshotId};
 
+use crate::Error;
 use crate::carry::{Meter, Pieces, carry};
 use crate::commit::Provenance;
 use crate::copy::CopyError::{self, Source, Target};
@@ -14,7 +14,7 @@ use crate::error::Kind;
 use crate::gone;
 use crate::label;
 use crate::reader::ImageReader;
-use crate::record::{NamedImage, Origin, Part, SnapshotDraft, SnapshotRecord};
+use crate::record::{NamedImage, Origin, Part, SnapshotDraft, SnapshotRecord, outcome_key};
 use crate::repository::Pin;
 use crate::session::{ImageParams, Session, SessionStats, Unwritten};
 use crate::slot;
@@ -243,7 +243,7 @@ impl<'c> Attempt<'c> {
         let provenance = Provenance { part: Some(part), sequence: Some(0), ..self.provenance() };
         let slot = slot::put_reader(vault, id).map_err(Target)?;
         let kept = gone::delete_beforehand(vault, id)
-            .and_then(|()| session.commit_copy(self.draft(images, Vec::new()), provenance));
+            .and_then(|()| session.commit_copy(self.draft(images, Vec::new())?, provenance));
         match kept {
             Ok(record) => {
                 self.stats = record.stats;
@@ -268,7 +268,7 @@ impl<'c> Attempt<'c> {
         if there.contains_key(&self.copier.identity(self.record)) {
             return Ok(None);
         }
-        let draft = self.draft(self.complete.clone(), blobs);
+        let draft = self.draft(self.complete.clone(), blobs).map_err(Source)?;
         let sequence = self.copier.sequence(self.record);
         let provenance = Provenance { sequence, ..self.provenance() };
         let (source, target) = (&self.copier.source.vault, &self.copier.target.vault);
@@ -293,10 +293,16 @@ impl<'c> Attempt<'c> {
         Provenance { origin, part: None, sequence: None, before: self.stats }
     }
 
-    fn draft(&self, images: Vec<NamedImage>, blobs: Vec<(String, crate::BlobId)>) -> SnapshotDraft {
-        let SnapshotRecord { vm, vm_name, name, created, details, .. } = self.record.clone();
-        let details = Arc::unwrap_or_clone(details);
+    fn draft(
+        &self,
+        images: Vec<NamedImage>,
+        blobs: Vec<(String, crate::BlobId)>,
+    ) -> Result<SnapshotDraft, Error> {
+        let SnapshotRecord { id, vm, vm_name, name, created, details, .. } = self.record.clone();
+        let details = details.read().map_err(|_| {
+            Error::damaged(outcome_key(id), None, "what it says of the VM cannot be understood")
+        })?;
         let parent = self.copier.parent(self.record);
-        SnapshotDraft { vm, vm_name, name, parent, created, images, blobs, details }
+        Ok(SnapshotDraft { vm, vm_name, name, parent, created, images, blobs, details })
     }
 }

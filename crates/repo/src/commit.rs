@@ -1,13 +1,13 @@
 //! Committing a session: the checks before, and the one write that counts.
 
 use std::collections::HashSet;
-use std::sync::{Arc, PoisonError};
+use std::sync::PoisonError;
 
 use crate::Error;
 use crate::index;
 use crate::listing;
 use crate::record::{
-    MAX_OUTCOME, Origin, Outcome, Part, SnapshotDraft, SnapshotRecord, outcome_key,
+    MAX_OUTCOME, Opaque, Origin, Outcome, Part, SnapshotDraft, SnapshotRecord, outcome_key,
 };
 use crate::session::{Core, SessionStats};
 use crate::store::Put;
@@ -65,7 +65,7 @@ pub(crate) fn commit(
         parent: draft.parent,
         images: draft.images,
         blobs: draft.blobs,
-        details: Arc::new(draft.details),
+        details: Opaque::new(&draft.details),
         stats: provenance.before + core.stats(),
         origin: provenance.origin,
         part: provenance.part,

@@ -220,7 +220,7 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
     let listing = repository.snapshots().unwrap();
     assert_eq!(listing.damaged, [], "{what}");
     let found: BTreeMap<u64, &SnapshotRecord> =
-        listing.records.iter().map(|r| (r.details.as_u64().unwrap(), r)).collect();
+        listing.records.iter().map(|r| (r.details.read().unwrap(), r)).collect();
     for seed in expected.there.keys() {
         assert!(found.contains_key(seed), "{what}: snapshot {seed} is lost");
     }

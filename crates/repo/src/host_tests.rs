@@ -112,7 +112,7 @@ fn open(line: &Line) -> Result<Repository, Error> {
 }
 
 fn number_of(record: &SnapshotRecord) -> u64 {
-    record.details.as_u64().expect("it was taken here")
+    record.details.read().expect("it was taken here")
 }
 
 /// A host in one of its lives.

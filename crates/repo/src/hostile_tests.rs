@@ -138,7 +138,7 @@ impl Forge {
             parent: None,
             images: vec![NamedImage { name: "../../../\0outside".to_owned(), root }],
             blobs: blob.into_iter().map(|blob| ("/etc/passwd".to_owned(), blob)).collect(),
-            details: Arc::default(),
+            details: crate::record::Opaque::new(&serde_json::Value::Null),
             origin: None,
             part: None,
             stats: crate::SessionStats::default(),

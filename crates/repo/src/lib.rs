@@ -108,7 +108,7 @@ pub use loss::Loss;
 pub use nearby::CacheParams;
 pub use reader::{DataExtents, ImageReader, Piece, Sequence};
 pub use recompress::RecompressionParams;
-pub use record::{BlobId, NamedImage, Origin, Part, SnapshotDraft, SnapshotRecord};
+pub use record::{BlobId, NamedImage, Opaque, Origin, Part, SnapshotDraft, SnapshotRecord};
 pub use repair::RepairReport;
 pub use repository::{GcParams, InitParams, Pin, Repository, Usage};
 pub use session::{ImageParams, Session, SessionParams, SessionStats, Unwritten};

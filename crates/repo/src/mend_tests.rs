@@ -57,7 +57,8 @@ fn flip(disk: &SimulatedDisk, key: &str, at: usize) {
 
 fn has(repository: &Repository, seed: u8) -> bool {
     let records = repository.snapshots().unwrap().records;
-    let record = records.iter().find(|record| *record.details == seed).unwrap();
+    let record =
+        records.iter().find(|record| record.details.read::<u8>().unwrap() == seed).unwrap();
     let mut bytes = vec![0; BLOCKS * BLOCK_SIZE];
     let reader = repository.open_image(&record.images[0].root).unwrap();
     let blob = repository.read_blob(&record.blobs[0].1);

@@ -12,10 +12,12 @@
 //! The first outcome of a session wins, so putting it is the commit point.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
 use tintype_types::{RepositoryId, SnapshotId, SnapshotName, VmId, VmName};
 
 use crate::Error;
@@ -59,6 +61,36 @@ pub struct NamedImage {
     pub name: String,
     /// The content.
     pub root: ImageRoot,
+}
+
+/// What the maker of a snapshot wants to remember: JSON that nobody looks into here.
+/// It is most of a record, and records are read and copied whenever snapshots are
+/// listed, so it is kept as text, once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Opaque(Arc<RawValue>);
+
+impl Opaque {
+    pub(crate) fn new(value: &serde_json::Value) -> Self {
+        Self(to_raw_value(value).expect("it is plain data").into())
+    }
+
+    /// Reads it as what it was.
+    pub fn read<'o, T: Deserialize<'o>>(&'o self) -> serde_json::Result<T> {
+        serde_json::from_str(self.0.get())
+    }
+}
+
+impl fmt::Display for Opaque {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.0.get())
+    }
+}
+
+impl PartialEq for Opaque {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.get() == other.0.get()
+    }
 }
 
 /// What a caller says of a snapshot when it commits it.
@@ -125,9 +157,8 @@ pub struct SnapshotRecord {
     pub images: Vec<NamedImage>,
     /// Smaller things, by name.
     pub blobs: Vec<(String, BlobId)>,
-    /// What the caller wants to remember; opaque here. It is large, and a record is
-    /// copied whenever snapshots are listed.
-    pub details: Arc<serde_json::Value>,
+    /// What its maker wants to remember.
+    pub details: Opaque,
     /// What writing it cost.
     pub stats: SessionStats,
     /// What it is a copy of, if it is one.

@@ -5,7 +5,9 @@
 //! session can read what it has written before it is stored.
 
 use std::collections::HashMap;
+use std::num::NonZero;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::thread::available_parallelism;
 
 use tintype_types::{BLOCK_SIZE, RepositoryId, SnapshotId};
 
@@ -35,6 +37,8 @@ const TABLE_CACHE: usize = 48 << 20;
 const OUTCOME_CACHE: usize = 32 << 20;
 /// Requests that go to a store that is far away at the same time.
 const REQUESTS: usize = 16;
+/// How many objects of a near store are worth the start of a thread.
+const WORTH_THREADS: usize = 64;
 
 /// A segment that is not stored yet.
 #[derive(Debug, Default)]
@@ -90,13 +94,18 @@ impl Vault {
     }
 
     /// Does the same for each, in their order; several at the same time if the
-    /// store is far away.
+    /// store is far away, or if there are many.
     pub(crate) fn at_once<T: Sync, R: Send>(
         &self,
         items: &[T],
         work: impl Fn(&T) -> R + Sync,
     ) -> Vec<R> {
-        parallel::map(items, if self.nearby.is_some() { REQUESTS } else { 1 }, work)
+        let threads = match self.nearby {
+            Some(_) => REQUESTS,
+            None if items.len() < WORTH_THREADS => 1,
+            None => available_parallelism().map_or(1, NonZero::get),
+        };
+        parallel::map(items, threads, work)
     }
 
     /// Returns what is read from a small object that never changes, from this

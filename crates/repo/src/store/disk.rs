@@ -191,8 +191,12 @@ impl Disk for Folder {
     }
 
     fn read_all(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
+        let file = open_object(&self.path(path))?;
+        let limit = max.saturating_add(1);
+        let len = file.metadata()?.len().saturating_add(1).min(limit);
         let mut bytes = Vec::new();
-        open_object(&self.path(path))?.take(max.saturating_add(1)).read_to_end(&mut bytes)?;
+        bytes.try_reserve_exact(usize::try_from(len).unwrap_or(0))?;
+        file.take(limit).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 

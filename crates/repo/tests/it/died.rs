@@ -122,7 +122,7 @@ impl Acknowledged {
     fn check(&mut self, repository: &Repository, what: &str) {
         let listing = repository.snapshots().unwrap();
         assert_eq!(listing.damaged, [], "{what}");
-        let number = |record: &SnapshotRecord| record.details.as_u64().unwrap();
+        let number = |record: &SnapshotRecord| record.details.read().unwrap();
         let found: BTreeMap<_, _> = listing.records.iter().map(|r| (number(r), r.id)).collect();
         for number in self.there.keys().chain(&self.new) {
             let known = found.contains_key(number) || self.open == Some(*number);

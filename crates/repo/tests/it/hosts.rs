@@ -318,7 +318,7 @@ fn take_delete_collect_and_die(server: Option<S3Server>, life: Duration) {
     let listing = repository.snapshots().unwrap();
     assert_eq!(listing.damaged, []);
     let found: HashMap<u64, _> =
-        listing.records.iter().map(|r| (r.details.as_u64().unwrap(), r)).collect();
+        listing.records.iter().map(|r| (r.details.read().unwrap(), r)).collect();
     let kept: Vec<u64> = said.snapshots.iter().filter(|(_, kept)| **kept).map(|s| *s.0).collect();
     for seed in &kept {
         let record = found.get(seed).unwrap_or_else(|| panic!("snapshot {seed} is lost"));

@@ -31,7 +31,7 @@ fn image(number: u64) -> Vec<u8> {
 }
 
 fn number_of(record: &SnapshotRecord) -> u64 {
-    record.details.as_u64().unwrap()
+    record.details.read().unwrap()
 }
 
 /// Uses a repository, and notes after each step what is there.
