@@ -7,6 +7,8 @@ use tintype_testkit::{Disk, Format, GuestKind};
 
 /// The guest's memory.
 const MEMORY_MIB: u32 = 128;
+/// How many places of the disk change, 64 KiB each.
+const PLACES: usize = 10;
 
 /// Measures at each number of snapshots.
 pub(super) fn measure(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
@@ -27,9 +29,10 @@ pub(super) fn measure(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
     Ok(figures)
 }
 
-/// Changes a little of the disk.
+/// Changes a little of the disk. The places are few, so that a revert to the first
+/// snapshot has as much to write whatever the number of snapshots.
 fn change(subject: &mut Subject, number: usize) -> Result<(), Failure> {
-    let place = number % 900;
+    let place = number % PLACES;
     let written = format!("dd if=/dev/urandom of=/dev/vdb bs=64k count=1 seek={place} conv=fsync");
     subject.in_guest(&written).map(drop)
 }
@@ -38,7 +41,7 @@ fn at(subject: &mut Subject, count: usize) -> Result<Figures, Failure> {
     let (write, read) = io::speeds(subject)?;
     let mut takes = Vec::new();
     for round in 0..ROUNDS {
-        change(subject, 901 + round)?;
+        change(subject, count + round)?;
         let taken = subject.take(&["--name", &format!("m{count}-{round}")])?;
         takes.push(taken["duration_ms"].as_f64().unwrap_or(f64::NAN));
     }
