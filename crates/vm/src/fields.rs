@@ -60,7 +60,7 @@ impl Fields {
                 let has_key = |(own, _): &&(Option<String>, String)| own.as_deref() == Some(key);
                 words.iter().find(has_key).map(|(_, value)| value.as_str())
             }
-            Self::Json(json) => json.pointer(&pointer(key))?.as_str(),
+            Self::Json(json) => json.get(key).or_else(|| json.pointer(&pointer(key)))?.as_str(),
         }
     }
 
@@ -77,9 +77,11 @@ impl Fields {
             Self::Json(json) => {
                 let (above, name) = key.rsplit_once('.').unwrap_or(("", key));
                 let above = if above.is_empty() { String::new() } else { pointer(above) };
-                if let Some(Value::Object(object)) = json.pointer_mut(&above) {
-                    object.insert(name.to_owned(), value.into());
-                }
+                // In the name of a file JSON may have keys with points, too.
+                match json.pointer_mut(&above) {
+                    Some(Value::Object(object)) => object.insert(name.to_owned(), value.into()),
+                    _ => json.as_object_mut().and_then(|all| all.insert(key.into(), value.into())),
+                };
             }
         }
     }
@@ -111,6 +113,20 @@ impl Fields {
                 if let Some(Value::Object(object)) = json.pointer_mut(&above) {
                     object.remove(name);
                 }
+            }
+        }
+    }
+
+    /// Takes a key away with all that is below it.
+    pub(crate) fn remove_whole(&mut self, key: &str) {
+        self.remove(key);
+        let is_below = |own: &str| own.strip_prefix(key).is_some_and(|rest| rest.starts_with('.'));
+        match self {
+            Self::Words(words) => words.retain(|(own, _)| !own.as_deref().is_some_and(is_below)),
+            Self::Json(json) => {
+                json.as_object_mut()
+                    .into_iter()
+                    .for_each(|all| all.retain(|own, _| !is_below(own)));
             }
         }
     }

@@ -16,6 +16,7 @@ mod footprint;
 mod freezer;
 mod guest;
 mod hardware;
+mod images;
 mod inventory;
 mod isolate;
 mod launch;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::arguments::{OptionWord, arguments, options};
 use crate::error::{Error, Result};
 use crate::fields::Fields;
+use crate::images::Images;
 use crate::process::CommandLine;
 
 /// A file that has another place now.
@@ -81,10 +82,8 @@ const OWN_NETWORKS: [&str; 3] = ["user", "none", "hubport"];
 /// Rewrites a command line.
 pub fn relocate(line: &CommandLine, params: &RelocateParams<'_>) -> Result<Relocated> {
     let mut work = Work {
-        directory: &line.directory,
         params,
-        found: vec![false; params.files.len()],
-        protocols: Vec::new(),
+        images: Images::new(params.files, &line.directory),
         out: Relocated {
             arguments: Vec::new(),
             ports: Vec::new(),
@@ -96,28 +95,14 @@ pub fn relocate(line: &CommandLine, params: &RelocateParams<'_>) -> Result<Reloc
     for option in options(&line.arguments) {
         words.push(work.rewrite(option)?);
     }
-    for (node, format) in std::mem::take(&mut work.protocols) {
-        set_format_above(&mut words, &node, &format)?;
-    }
-    let mut files = params.files.iter().zip(&work.found);
-    let lost = files.find(|(file, found)| file.format.is_some() && !**found);
-    if let Some((file, _)) = lost {
-        return Err(Error::unsupported(format!(
-            "the command line names the disk image {} in a way that cannot be changed",
-            file.from.display()
-        )));
-    }
+    work.images.finish(&mut words)?;
     work.out.arguments = arguments(&words);
     Ok(work.out)
 }
 
 struct Work<'w> {
-    directory: &'w Path,
     params: &'w RelocateParams<'w>,
-    /// Which of the files were named.
-    found: Vec<bool>,
-    /// Nodes of files whose format is said by the node above.
-    protocols: Vec<(String, String)>,
+    images: Images<'w>,
     out: Relocated,
 }
 
@@ -128,7 +113,7 @@ impl Work<'_> {
         let value = match name.as_str() {
             "pidfile" | "D" => self.own(&value)?,
             "append" | "name" | "uuid" => value,
-            name if PATHS.contains(&name) => self.moved(&value).unwrap_or(value),
+            name if PATHS.contains(&name) => self.images.moved(&value).unwrap_or(value),
             "qmp" | "qmp-pretty" | "monitor" | "serial" | "parallel" => self.line(&name, &value)?,
             name => self.fields(name, &value)?,
         };
@@ -139,7 +124,7 @@ impl Work<'_> {
     fn fields(&mut self, name: &str, value: &str) -> Result<String> {
         let mut fields = Fields::read(value);
         self.refuse_shared(name, value, &fields)?;
-        self.files(&mut fields, name);
+        self.images.exchange(&mut fields, name)?;
         match name {
             "chardev" => self.character_device(&mut fields, value)?,
             "netdev" | "nic" | "net" if self.is_second() => self.ports(&mut fields, value)?,
@@ -157,44 +142,6 @@ impl Work<'_> {
             fields.set("guid", &guid(self.params.seed));
         }
         Ok(fields.write())
-    }
-
-    /// Exchanges the files that have moved, and says the format of images.
-    fn files(&mut self, fields: &mut Fields, option: &str) {
-        let mut images = Vec::new();
-        fields.visit(&mut |key, value| {
-            if let Some(number) = self.position(value) {
-                let file = &self.params.files[number];
-                *value = file.to.display().to_string();
-                self.found[number] = true;
-                images.extend(file.format.clone().map(|format| (key.to_owned(), format)));
-            }
-        });
-        for (key, format) in images {
-            match key.strip_suffix("filename") {
-                _ if option == "drive" => fields.set("format", &format),
-                Some("") => {
-                    let node = fields.get("node-name").unwrap_or_default().to_owned();
-                    self.protocols.push((node, format));
-                }
-                Some(above) => {
-                    let node = above.strip_suffix("file.").unwrap_or(above);
-                    fields.set(&format!("{node}driver"), &format);
-                }
-                None => {}
-            }
-        }
-    }
-
-    fn position(&self, value: &str) -> Option<usize> {
-        let path = self.directory.join(value.strip_prefix("file:").unwrap_or(value));
-        self.params.files.iter().position(|file| !value.is_empty() && file.from == path)
-    }
-
-    fn moved(&mut self, value: &str) -> Option<String> {
-        let number = self.position(value)?;
-        self.found[number] = true;
-        Some(self.params.files[number].to.display().to_string())
     }
 
     /// Rewrites a line in the short form of character devices: `unix:PATH,server`.
@@ -329,29 +276,15 @@ fn as_drive(option: OptionWord) -> OptionWord {
         "hdb" => "index=1,media=disk",
         "hdc" => "index=2,media=disk",
         "hdd" => "index=3,media=disk",
+        "fda" => "if=floppy,index=0",
+        "fdb" => "if=floppy,index=1",
+        "sd" => "if=sd",
+        "mtdblock" => "if=mtd",
         "pflash" => "if=pflash",
         _ => return OptionWord { name, value },
     };
     let value = value.map(|file| format!("{kind},file={}", file.replace(',', ",,")));
     OptionWord { name: "drive".to_owned(), value }
-}
-
-/// Says the format of a file in the node that stands on the file's own.
-fn set_format_above(words: &mut [OptionWord], node: &str, format: &str) -> Result<()> {
-    for word in words.iter_mut().filter(|word| word.name == "blockdev") {
-        let Some(value) = &mut word.value else { continue };
-        let mut fields = Fields::read(value);
-        if fields.get("file") == Some(node) {
-            fields.set("driver", format);
-            *value = fields.write();
-            return Ok(());
-        }
-    }
-    if format == "raw" {
-        // A device that uses the file itself has no need of a node above.
-        return Ok(());
-    }
-    Err(Error::unsupported(format!("no `-blockdev` says the format of the node `{node}`")))
 }
 
 fn shared(option: &str, value: &str) -> Error {
@@ -419,14 +352,6 @@ mod tests {
         check("-drive file=a.img,if=virtio", "-drive file=/new/a,if=virtio,format=qcow2");
         check("-hda a.img -m 1G", "-drive index=0,media=disk,file=/new/a,format=qcow2 -m 1G");
         check("a.img -S", "-drive index=0,media=disk,file=/new/a,format=qcow2 -S");
-        check(
-            "-blockdev driver=raw,node-name=n,file.driver=file,file.filename=/srv/a.img",
-            "-blockdev driver=qcow2,node-name=n,file.driver=file,file.filename=/new/a",
-        );
-        check(
-            "-blockdev driver=file,node-name=f,filename=a.img -blockdev driver=raw,file=f",
-            "-blockdev driver=file,node-name=f,filename=/new/a -blockdev driver=qcow2,file=f",
-        );
         check("-kernel /boot/k -append /boot/k", "-kernel /new/k -append /boot/k");
     }
 

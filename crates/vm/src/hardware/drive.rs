@@ -157,35 +157,9 @@ impl Work<'_> {
         }
         self.words[at].value = Some(fields.write());
         if let Some(given) = given {
-            self.drop_node(given);
+            drop_node(&mut self.words, given);
         }
         Ok(true)
-    }
-
-    /// Drops a node that nothing on the command line stands on any more, and what it
-    /// stood on alone: it would hold its image, which may be the backing file of the
-    /// one of now.
-    fn drop_node(&mut self, name: &str) {
-        let uses = |word: &OptionWord, key: &str| {
-            let fields = word.value.as_deref().map(Fields::read);
-            fields.is_some_and(|fields| fields.get(key) == Some(name))
-        };
-        let is_used = |word: &OptionWord| match word.name.as_str() {
-            "blockdev" => ["file", "backing"].into_iter().any(|key| uses(word, key)),
-            "device" => uses(word, "drive"),
-            _ => false,
-        };
-        let Some(at) = find(&self.words, "blockdev", name) else { return };
-        if self.words.iter().any(is_used) {
-            return;
-        }
-        let word = self.words.remove(at);
-        let fields = Fields::read(word.value.as_deref().unwrap_or_default());
-        for key in ["file", "backing"] {
-            if let Some(below) = fields.get(key) {
-                self.drop_node(below);
-            }
-        }
     }
 
     fn follow_cdrom(&mut self, at: Option<usize>, drive: &Value) -> Result<bool, String> {
@@ -222,5 +196,29 @@ impl Work<'_> {
     fn is_same(&self, given: &str, now: &str) -> bool {
         let path = |name: &str| self.directory.join(name.strip_prefix("file:").unwrap_or(name));
         path(given) == path(now)
+    }
+}
+
+/// Drops a node that nothing on the command line stands on any more, and what it stood
+/// on alone: it would hold its image, which may be the backing file of the one of now.
+pub(crate) fn drop_node(words: &mut Vec<OptionWord>, name: &str) {
+    let is_used = |word: &OptionWord| {
+        let mut found = false;
+        if let ("blockdev" | "drive" | "device", Some(value)) = (&*word.name, &word.value) {
+            let names = |key: &str| !matches!(key, "" | "id" | "node-name" | "serial");
+            Fields::read(value).visit(&mut |key, value| found |= names(key) && value == name);
+        }
+        found
+    };
+    let Some(at) = find(words, "blockdev", name) else { return };
+    if words.iter().any(is_used) {
+        return;
+    }
+    let word = words.remove(at);
+    let fields = Fields::read(word.value.as_deref().unwrap_or_default());
+    for key in ["file", "backing"] {
+        if let Some(below) = fields.get(key) {
+            drop_node(words, below);
+        }
     }
 }

@@ -22,6 +22,7 @@ use crate::fields::Fields;
 use crate::inventory::{array, text};
 use crate::qmp::Qmp;
 use backend::Backends;
+pub(crate) use drive::drop_node;
 
 /// How a VM differs from its command line.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
