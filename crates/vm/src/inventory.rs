@@ -166,13 +166,17 @@ fn unique_name(drive: &Value, device: &str, node: &str, others: &[Disk]) -> Stri
     (2..).map(|n| format!("{wanted}-{n}")).find(|name| !taken(name)).expect("numbers do not end")
 }
 
-/// Returns the file of an image if it is a plain path, or a path under `file:`.
+/// Returns the file of an image if it is a plain path, or a path under `file:`. A disk
+/// that is a part of a file is none: whoever writes to the file would hit the rest.
 pub(crate) fn local_file(image: &Value, directory: &std::path::Path) -> Option<PathBuf> {
     let name = image["filename"].as_str()?;
     let name = match name.strip_prefix("json:") {
         None => name.to_owned(),
         Some(json) => {
             let json: Value = serde_json::from_str(json).ok()?;
+            if ["offset", "size"].iter().any(|part| json.get(part).is_some()) {
+                return None;
+            }
             let plain = json["file"].get("filename").or_else(|| json.get("filename"))?;
             plain.as_str()?.to_owned()
         }
@@ -228,4 +232,24 @@ pub(crate) fn array(value: Value) -> Result<Vec<Value>> {
 
 pub(crate) fn text<'v>(value: &'v Value, key: &str) -> Result<&'v str> {
     value[key].as_str().ok_or_else(|| Error::protocol(format!("an answer without `{key}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_known_and_a_part_of_one_is_none() {
+        let check = |filename: &str, expected: Option<&str>| {
+            let found = local_file(&json!({"filename": filename}), "/".as_ref());
+            assert_eq!(found.as_deref(), expected.map(std::path::Path::new), "{filename}");
+        };
+        check("dev/null", Some("/dev/null"));
+        check("file:/dev/null", Some("/dev/null"));
+        check("/not/there", None);
+        let file = r#""file": {"driver": "file", "filename": "/dev/null"}"#;
+        check(&format!(r#"json:{{"driver": "raw", {file}}}"#), Some("/dev/null"));
+        check(&format!(r#"json:{{"driver": "raw", "offset": 512, {file}}}"#), None);
+        check(&format!(r#"json:{{"driver": "raw", "size": 512, {file}}}"#), None);
+    }
 }
