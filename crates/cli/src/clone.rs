@@ -9,6 +9,7 @@ use tintype_types::VmName;
 
 use crate::load::LoadArguments;
 use crate::output::Output;
+use crate::restore::DiskFormat;
 
 /// What to make.
 #[derive(Debug, Args)]
@@ -23,6 +24,10 @@ pub(crate) struct CloneArguments {
     /// Make the folder of each new VM in this one, not in the home.
     #[arg(long, value_name = "DIR")]
     to: Option<PathBuf>,
+    /// The format of the disks; without it each keeps its own. Only qcow2 is filled behind
+    /// a guest.
+    #[arg(long, value_name = "FORMAT")]
+    format: Option<DiskFormat>,
     /// Keep the memory that the new VMs have in common once, until they write to it.
     #[arg(long, conflicts_with_all = ["eager", "lazy"])]
     share_memory: bool,
@@ -39,11 +44,17 @@ pub(crate) struct CloneArguments {
 
 /// Makes new VMs of a snapshot.
 pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -> Result<()> {
-    let CloneArguments { snapshot, name, count, to, share_memory, ignore_media, eager, lazy } =
-        arguments;
-    let load = LoadArguments { eager, lazy }.mode();
-    let params =
-        CloneParams { snapshot, name, count, folder: to, share_memory, load, ignore_media };
+    let load = LoadArguments { eager: arguments.eager, lazy: arguments.lazy }.mode();
+    let params = CloneParams {
+        snapshot: arguments.snapshot,
+        name: arguments.name,
+        count: arguments.count,
+        folder: arguments.to,
+        format: arguments.format.map(|format| format.name().to_owned()),
+        share_memory: arguments.share_memory,
+        load,
+        ignore_media: arguments.ignore_media,
+    };
     let report = engine.clone_snapshot(&params)?;
     output.result(&report, || cloned(&report));
     Ok(())
@@ -60,15 +71,22 @@ fn cloned(report: &CloneReport) -> String {
             vm.state,
             vm.folder.display()
         );
-        if vm.lazy {
-            let _ = writeln!(text, "  its memory is loaded behind it: `tintype vm show {}`", vm.vm);
-        }
-        if vm.filling {
-            let _ = writeln!(text, "  its disks are filled behind it: `tintype vm show {}`", vm.vm);
-        }
+        text.push_str(&behind(&vm.vm, vm.lazy, vm.filling));
         for port in &vm.ports {
             let _ = writeln!(text, "  {} port {} is {} here", port.protocol, port.from, port.to);
         }
+    }
+    text
+}
+
+/// Says what still happens behind a guest.
+pub(crate) fn behind(vm: &VmName, is_loading: bool, is_filling: bool) -> String {
+    let mut text = String::new();
+    if is_loading {
+        let _ = writeln!(text, "  its memory is loaded behind it: `tintype vm show {vm}`");
+    }
+    if is_filling {
+        let _ = writeln!(text, "  its disks are filled behind it: `tintype vm show {vm}`");
     }
     text
 }

@@ -143,6 +143,8 @@ impl Engine {
             engine: self,
             repository,
             target,
+            format: None,
+            script: None,
             shared: None,
             lazy: false,
             lazy_disks: &[],
@@ -202,7 +204,8 @@ impl CloneWork<'_> {
             free_port: Some(&|_, _| Err(std::io::Error::other("nothing leads into it"))),
         };
         let relocated = relocate(&line, &params).map_err(refused)?;
-        let command_line = self.command_line(name, &relocated)?;
+        let line = CommandLine { arguments: relocated.arguments, ..line };
+        let command_line = self.with_monitor(name, line)?;
         Ok((command_line, alone.outputs.iter().map(|name| folder.join(name)).collect()))
     }
 

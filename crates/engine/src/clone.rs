@@ -28,12 +28,14 @@ use crate::home::{make_folder, remove_durably};
 use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lazy::LoadMode;
+use crate::lease::Lease;
 use crate::observer::Step;
 use crate::places::Places;
 use crate::revert::end_qemu;
 use crate::shared_memory::SharedMemory;
 use crate::snapshots::hold;
-use crate::vms::{LeasedVm, NO_PROCESS, VmState};
+use crate::start_script;
+use crate::vms::{LeasedVm, VmState};
 
 /// What to make.
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct CloneParams {
     pub count: Option<u16>,
     /// Where the folders of the new VMs are made; in the home without it.
     pub folder: Option<PathBuf>,
+    /// The format of the disks, `qcow2` or `raw`; without it each keeps its own.
+    pub format: Option<String>,
     /// Whether they map one file of memory together.
     pub share_memory: bool,
     /// When their guests run: before or after their disks are filled, and their memory
@@ -105,7 +109,8 @@ impl Engine {
         self.see_to_media(&mut target, params.ignore_media)?;
         let load = if params.share_memory { LoadMode::Eager } else { params.load };
         let lazy = self.is_lazy(&repository, &target, load)?;
-        let lazy_disks = self.choose_lazy_disks(&repository, &target, params.load)?;
+        let format = params.format.as_deref();
+        let lazy_disks = self.choose_lazy_disks(&repository, &target, params.load, format)?;
         self.refuse_unfit(&repository, &target, "clone", lazy || !lazy_disks.is_empty())?;
         refuse_missing_program(&target)?;
         let base = match &params.folder {
@@ -122,8 +127,17 @@ impl Engine {
             self.check_interruption().map_err(|error| error.state(so_far(&vms)))?;
             let (repository, target, shared) = (&repository, &target, shared.as_ref());
             let lazy_disks = &lazy_disks;
-            let work =
-                CloneWork { engine: self, repository, target, shared, lazy, lazy_disks, began };
+            let work = CloneWork {
+                engine: self,
+                repository,
+                target,
+                format,
+                script: None,
+                shared,
+                lazy,
+                lazy_disks,
+                began,
+            };
             let made = work.make(&name, base.join(name.as_str()));
             vms.push(made.map_err(|error| {
                 let what = format!("cannot clone `{}` as `{name}`", target.record.name);
@@ -189,15 +203,28 @@ impl Engine {
     }
 }
 
-/// One clone on its way.
+/// One clone on its way, or another new VM of a snapshot.
 pub(crate) struct CloneWork<'w> {
     pub(crate) engine: &'w Engine,
     pub(crate) repository: &'w Repository,
     pub(crate) target: &'w Snapshot,
+    /// The format of its disks, if they do not keep their own.
+    pub(crate) format: Option<&'w str>,
+    /// The script that starts it without tintype, if it has one.
+    pub(crate) script: Option<&'w str>,
     pub(crate) shared: Option<&'w SharedMemory>,
     pub(crate) lazy: bool,
     pub(crate) lazy_disks: &'w [String],
     pub(crate) began: Instant,
+}
+
+/// A VM that nobody has been told of.
+pub(crate) struct NewVm {
+    pub(crate) name: VmName,
+    pub(crate) id: VmId,
+    /// How its QEMU is started, but for a monitor of ours.
+    pub(crate) line: CommandLine,
+    pub(crate) lease: Lease,
 }
 
 impl CloneWork<'_> {
@@ -208,40 +235,50 @@ impl CloneWork<'_> {
                 .hint("choose another name, or another folder with --to"));
         }
         let id = VmId::random();
-        let files = Places::choose(self.target, &folder, None)?;
-        let relocated = self.relocate(&folder, &files, id)?;
-        let socket = self.engine.home.monitor_socket(name)?;
-        let (line, inventory) =
-            (self.command_line(name, &relocated)?, self.target.details.inventory.clone());
-        let state = VmState { id, ..VmState::at_rest(socket, line, inventory) };
-        let mut vm = LeasedVm { name: name.clone(), state, _lease: lease };
-        self.engine.intend(name, &Intent::Clone { folder: folder.clone() })?;
-        self.engine.save(&vm)?;
-        self.step(Step::CloneIntent);
-        let place = (folder.as_path(), &files);
-        let made = self.fill(&vm, &folder, &files).and_then(|()| self.run(&mut vm, place));
-        let Ran { state, lazy, clock, running_ms } = match made {
-            Ok(made) => made,
-            Err(error) => {
-                self.engine.remove_clone(&vm, &folder)?;
-                return Err(error);
-            }
-        };
-        self.engine.forget_intent(name)?;
-        let process = vm.state.process;
+        let places = Places::choose(self.target, &folder, self.format)?;
+        let Relocated { arguments, ports, macs, moved } = self.relocate(&folder, &places, id)?;
+        let line = CommandLine { arguments, ..self.target.details.command_line.clone() };
+        let new = NewVm { name: name.clone(), id, line, lease };
+        let Ran { state, lazy, filling, pid, clock, running_ms } =
+            self.make_vm(new, (&folder, &places))?;
         Ok(ClonedVm {
             vm: name.clone(),
             state,
             lazy,
-            filling: self.engine.filling_state(name)?.is_some(),
-            pid: (process != NO_PROCESS).then_some(process.pid),
+            filling,
+            pid,
             running_ms,
             folder,
-            macs: relocated.macs,
-            ports: relocated.ports,
-            moved: relocated.moved,
+            macs,
+            ports,
+            moved,
             clock,
         })
+    }
+
+    /// Makes a VM in its folder and lets it run on, or leaves nothing of it.
+    pub(crate) fn make_vm(&self, new: NewVm, place: Place<'_>) -> Result<Ran> {
+        let NewVm { name, id, line, lease } = new;
+        let socket = self.engine.home.monitor_socket(&name)?;
+        let line = self.with_monitor(&name, line)?;
+        let inventory = place.1.moved(&self.target.details.inventory);
+        let state = VmState { id, ..VmState::at_rest(socket, line, inventory) };
+        let mut vm = LeasedVm { name, state, _lease: lease };
+        let folder = place.0.to_owned();
+        self.engine.intend(&vm.name, &Intent::Clone { folder })?;
+        self.engine.save(&vm)?;
+        self.step(Step::CloneIntent);
+        let made = self.fill(&vm, place.0, place.1).and_then(|()| self.run(&mut vm, place));
+        match made {
+            Ok(ran) => {
+                self.engine.forget_intent(&vm.name)?;
+                Ok(ran)
+            }
+            Err(error) => {
+                self.engine.remove_clone(&vm, place.0)?;
+                Err(error)
+            }
+        }
     }
 
     fn relocate(&self, folder: &Path, places: &Places, id: VmId) -> Result<Relocated> {
@@ -256,14 +293,11 @@ impl CloneWork<'_> {
             .map_err(Error::step("the VM of the snapshot cannot have a second one beside it"))
     }
 
-    /// Adds a monitor of our own to the command line.
-    pub(crate) fn command_line(&self, name: &VmName, relocated: &Relocated) -> Result<CommandLine> {
+    /// Adds a monitor of our own to a command line.
+    pub(crate) fn with_monitor(&self, name: &VmName, line: CommandLine) -> Result<CommandLine> {
         let socket = self.engine.home.monitor_socket(name)?;
         let monitor = ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())];
-        Ok(CommandLine {
-            arguments: [&relocated.arguments[..], &monitor].concat(),
-            ..self.target.details.command_line.clone()
-        })
+        Ok(CommandLine { arguments: [&line.arguments[..], &monitor].concat(), ..line })
     }
 
     /// Makes the folder with the disks and the files.
@@ -271,6 +305,9 @@ impl CloneWork<'_> {
         make_folder(folder)?;
         places.write_files(self.repository, self.target, folder)?;
         self.make_disks(vm, (folder, places), self.lazy_disks)?;
+        if let Some(script) = self.script {
+            start_script::write(folder, script)?;
+        }
         self.step(Step::CloneFilled);
         Ok(())
     }
@@ -308,6 +345,8 @@ impl CloneWork<'_> {
             return Ok(Ran {
                 state: "stopped".to_owned(),
                 lazy: false,
+                filling: false,
+                pid: None,
                 clock: "not set: the VM does not run".to_owned(),
                 running_ms: since(self.began),
             });
@@ -333,7 +372,9 @@ impl CloneWork<'_> {
         let running_ms = since(self.began);
         let state = guest.run_state().map_err(cannot)?;
         let clock = self.engine.settle(&mut guest, self.target);
-        Ok(Ran { state, lazy, clock, running_ms })
+        let filling = self.engine.filling_state(&vm.name)?.is_some();
+        let pid = Some(vm.state.process.pid);
+        Ok(Ran { state, lazy, filling, pid, clock, running_ms })
     }
 
     /// Starts QEMU, and tells whether its memory is loaded behind it.
@@ -377,17 +418,22 @@ impl CloneWork<'_> {
 }
 
 /// The folder of a clone, and what goes where in it.
-type Place<'p> = (&'p Path, &'p Places);
+pub(crate) type Place<'p> = (&'p Path, &'p Places);
 
 /// How a clone runs.
-struct Ran {
-    /// QEMU's word for what it does.
-    state: String,
+pub(crate) struct Ran {
+    /// QEMU's word for what it does; `stopped` without a QEMU.
+    pub(crate) state: String,
     /// Whether its memory is still being loaded.
-    lazy: bool,
+    pub(crate) lazy: bool,
+    /// Whether its disks are still being filled.
+    pub(crate) filling: bool,
+    /// Its QEMU process.
+    pub(crate) pid: Option<i32>,
     /// What became of its clock.
-    clock: String,
-    running_ms: f64,
+    pub(crate) clock: String,
+    /// From the start of the command to its running.
+    pub(crate) running_ms: f64,
 }
 
 /// Free ports, held until all of them are found.
@@ -444,9 +490,11 @@ fn so_far(vms: &[ClonedVm]) -> String {
     format!("{} are whole, and no other was made", names.join(", "))
 }
 
-fn remove_folder(folder: &Path) -> Result<()> {
+/// Removes a folder, or all that is in it where it cannot go, such as a mount point.
+pub(crate) fn remove_folder(folder: &Path) -> Result<()> {
+    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
     match fs::remove_dir_all(folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+        Err(error) if error.kind() != io::ErrorKind::NotFound && !is_empty() => {
             Err(Error::io("remove", folder)(error))
         }
         _ => Ok(()),

@@ -67,7 +67,7 @@ impl Engine {
                 await_start(vm);
                 self.remove_clone(vm, &folder)?;
                 self.config.observer.notice(&format!(
-                    "`{}` was being cloned when that was interrupted; it is removed",
+                    "`{}` was being made of a snapshot when that was interrupted; it is removed",
                     vm.name
                 ));
                 return Err(Error::no_such_vm(&vm.name));

@@ -1,6 +1,6 @@
 //! Which disks of a new VM are filled behind its guest, and what is made of them before.
 //!
-//! A raw image cannot tell what it lacks, and so is written before the guest runs;
+//! Only a qcow2 image tells what it lacks. Others are written before the guest runs, and
 //! so are the firmware's variables, which are small and read whole at the start.
 
 use std::fs::File;
@@ -21,34 +21,38 @@ use crate::places::is_flash;
 
 impl Engine {
     /// Chooses the disks of a snapshot that are filled behind the guest, by the names of
-    /// their images.
+    /// their images. New images get the format, or keep that of the disk.
     pub(crate) fn choose_lazy_disks(
         &self,
         repository: &Repository,
         target: &Snapshot,
         mode: LoadMode,
+        format: Option<&str>,
     ) -> Result<Vec<String>> {
         let details = &target.details;
-        let will_run = !details.memory.is_empty() || details.way.is_some();
-        if mode == LoadMode::Eager || !will_run {
+        if mode == LoadMode::Eager {
             return Ok(Vec::new());
         }
-        if let Some(reason) = self.why_nothing_runs_behind() {
+        let will_run = !details.memory.is_empty() || details.way.is_some();
+        let reason = match will_run {
+            true => self.why_nothing_runs_behind(),
+            false => Some("the VM did not run at the snapshot's instant".to_owned()),
+        };
+        if let Some(reason) = reason {
             if mode == LoadMode::Lazy {
                 self.explain_written(&reason);
             }
             return Ok(Vec::new());
         }
-        let can_lack = |saved: &&SavedDisk| saved.disk.format == "qcow2" && !is_flash(&saved.disk);
-        let chosen: Vec<&SavedDisk> = details.disks.iter().filter(can_lack).collect();
+        let disks = details.disks.iter().filter(|saved| !is_flash(&saved.disk));
+        let (chosen, written): (Vec<&SavedDisk>, Vec<&SavedDisk>) =
+            disks.partition(|saved| format.unwrap_or(&saved.disk.format) == "qcow2");
         let images = || chosen.iter().map(|saved| &saved.image);
         if mode != LoadMode::Lazy && !has_much_data(repository, target, images(), LAZY_FROM)? {
             return Ok(Vec::new());
         }
-        let raw = details.disks.iter().find(|saved| saved.disk.format == "raw");
-        if let Some(raw) = raw.filter(|_| mode == LoadMode::Lazy) {
-            let name = &raw.disk.name;
-            self.explain_written(&format!("`{name}` is raw, which cannot tell what it lacks"));
+        if mode == LoadMode::Lazy && !written.is_empty() {
+            self.config.observer.notice(&written_before(&written));
         }
         Ok(images().cloned().collect())
     }
@@ -97,6 +101,17 @@ impl Engine {
             },
         )
     }
+}
+
+/// Says which disks are written before the guest runs since no image of theirs could tell
+/// what it lacks.
+fn written_before(disks: &[&SavedDisk]) -> String {
+    let names: Vec<String> = disks.iter().map(|saved| format!("`{}`", saved.disk.name)).collect();
+    let are = if names.len() == 1 { "is" } else { "are" };
+    format!(
+        "{} {are} written before the guest runs: only qcow2 tells what it lacks, which --format qcow2 gives",
+        names.join(", ")
+    )
 }
 
 fn make_durable(file: &Path) -> Result<()> {

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use tintype_repo::Repository;
-use tintype_vm::{Disk, MovedFile};
+use tintype_vm::{Disk, Inventory, MovedFile};
 
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
@@ -42,6 +42,19 @@ impl Places {
             all.push(MovedFile { from: file.path.clone(), to, format: None });
         }
         Ok(Self { all })
+    }
+
+    /// Returns an inventory with its disks where they are now: of a VM that has not run
+    /// yet, nobody else can tell.
+    pub(crate) fn moved(&self, inventory: &Inventory) -> Inventory {
+        let mut moved = inventory.clone();
+        for disk in &mut moved.disks {
+            let place = self.all.iter().find(|place| disk.file.as_ref() == Some(&place.from));
+            if let Some(MovedFile { to, format: Some(format), .. }) = place {
+                (disk.file, disk.format) = (Some(to.clone()), format.clone());
+            }
+        }
+        moved
     }
 
     /// Writes the small files, durably.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
 use std::time::Duration;
 
 /// A result whose error is this room's.
@@ -86,6 +87,14 @@ pub enum Error {
         /// What was under way.
         during: String,
     },
+    /// The QEMU that was started ended before its monitor answered.
+    #[error("QEMU ended at once ({status}): {words}")]
+    NotStarted {
+        /// How it ended.
+        status: ExitStatus,
+        /// The last that it said.
+        words: String,
+    },
     /// This VM, or its QEMU, cannot do it.
     #[error("{reason}")]
     Unsupported {
@@ -146,7 +155,7 @@ impl Error {
             Self::Refused { .. } => ErrorKind::Refused,
             Self::Timeout { .. } => ErrorKind::Timeout,
             Self::Gone { .. } => ErrorKind::Gone,
-            Self::Unsupported { .. } => ErrorKind::Unsupported,
+            Self::NotStarted { .. } | Self::Unsupported { .. } => ErrorKind::Unsupported,
             Self::Stream(_) | Self::Migration { .. } => ErrorKind::Memory,
             Self::Disk { .. } => ErrorKind::Disk,
             Self::Agent { .. } => ErrorKind::Agent,

@@ -36,10 +36,7 @@ pub fn launch(params: &LaunchParams<'_>) -> Result<Guest> {
     let deadline = Instant::now() + START_LIMIT;
     loop {
         if let Some(status) = child.try_wait().map_err(Error::system("wait for QEMU"))? {
-            return Err(Error::unsupported(format!(
-                "QEMU ended at once ({status}): {}",
-                last_words(params.log)
-            )));
+            return Err(Error::NotStarted { status, words: last_words(params.log) });
         }
         if params.socket.exists() {
             match Guest::connect(params.socket) {

@@ -36,6 +36,7 @@ mod qemu_death;
 mod quiesce;
 mod repeated;
 mod restore;
+mod restored_vm;
 mod same_as_full;
 mod scene;
 mod soak;

@@ -10,10 +10,10 @@ use tintype_testkit::{Disk, Format, Guest, GuestKind, Serial};
 use crate::subject::{Subject, WITHIN, is_built};
 
 /// A restored VM that was started by its script, and that ends with this.
-struct Started(Child);
+pub(crate) struct Started(Child);
 
 impl Started {
-    fn by_script(start: &Path, arguments: &[&str]) -> Self {
+    pub(crate) fn by_script(start: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(start);
         command.args(arguments).stdin(Stdio::null());
         Self(command.spawn().unwrap())
@@ -104,6 +104,17 @@ fn what_would_not_run_here_is_said_before_anything_is_restored() {
     assert_eq!(output.status.code(), Some(4), "{errors}");
     assert!(errors.contains("Could not set up host forwarding"), "the port is taken: {errors}");
     assert!(!to.exists(), "nothing was restored");
+    // The same words if the guest was to run from there.
+    let output = subject.tintype.run(&[&arguments[..], &["--run", "there", "--lazy"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(4), "{errors}");
+    assert!(errors.contains("the VM would not run here"), "{errors}");
+    assert!(errors.contains("Could not set up host forwarding"), "{errors}");
+    assert_eq!((subject.tintype.lines(&["vm", "list"]).len(), to.exists()), (1, false));
+    let output = subject.tintype.run(&[&arguments[..], &["--lazy"]].concat());
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{errors}");
+    assert!(errors.contains("--run <NAME>"), "{errors}");
 
     subject.power_off();
     fs::create_dir(&to).unwrap();
