@@ -8,11 +8,13 @@
 
 mod acts;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::env;
+use std::io::{BufRead, BufReader, Write};
+use std::mem::{Discriminant, discriminant};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use jiff::Timestamp;
 use tempfile::TempDir;
@@ -28,13 +30,14 @@ const VMS: [&str; 2] = ["web", "mail"];
 const DAY: i64 = 86_400;
 /// Steps of a life.
 const STEPS: u64 = 30;
-/// Lives in CI: always the same, and nobody is killed in them.
-const LIVES: u64 = 40;
-const FIRST: u64 = 1;
-/// The first seed of a soak, in which processes are killed.
-const SEED: &str = "TINTYPE_SOAK_SEED";
+/// Lives in CI, each time others.
+const LIVES: u64 = 30;
 /// What a process that is to be killed is told to do.
 const TASK: &str = "TINTYPE_TEST_LIFE";
+/// What it says when it begins; the harness has begun the line.
+const BEGUN: &str = "begun";
+/// How long an act takes, before one of its kind was seen.
+const USUAL: Duration = Duration::from_millis(5);
 
 /// Fails with what was expected.
 macro_rules! ensure {
@@ -84,6 +87,8 @@ struct Life {
     now: i64,
     all: Vec<Known>,
     log: Vec<Logged>,
+    /// How long the last act of each kind took.
+    took: HashMap<Discriminant<Act>, Duration>,
     /// What was done, to be printed.
     told: Vec<String>,
     kills: u64,
@@ -103,7 +108,8 @@ impl Life {
             Repository::init(&folder.path().join(name), params).unwrap();
         }
         let (all, log, told) = (Vec::new(), Vec::new(), Vec::new());
-        Self { folder, now: 1_800_000_000, all, log, told, kills: 0 }
+        let took = HashMap::new();
+        Self { folder, now: 1_800_000_000, all, log, took, told, kills: 0 }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -167,14 +173,15 @@ impl Life {
         self.now += 60;
         let Some(act) = self.choose(&mut dice) else { return Ok(()) };
         let before = self.all.clone();
-        // When a process is killed nobody can repeat.
-        let is_killed = dice.roll(5) == 0 && env::var_os(SEED).is_some();
+        let is_killed = dice.roll(5) == 0;
         if is_killed {
-            self.told.push(format!("{act:?}, in a process that may be killed"));
-            self.kill(&act, &mut dice);
+            let when = self.kill(&act, &mut dice);
+            self.told.push(format!("{act:?}, killed {when:?} after its begin"));
         } else {
             self.told.push(format!("{act:?}"));
+            let began = Instant::now();
             let told = perform(&self.engine(), &self.path("other"), &act);
+            self.took.insert(discriminant(&act), began.elapsed());
             self.judge(&act, &told)?;
         }
         self.look(&act, &before, is_killed)?;
@@ -188,21 +195,27 @@ impl Life {
 
 /// Looking at what an act has done.
 impl Life {
-    /// Lets a process do it, and kills that at some moment.
-    fn kill(&mut self, act: &Act, dice: &mut Dice) {
+    /// Lets a process do it, and kills that at some moment, which no seed can fix;
+    /// returns how long after it had begun.
+    fn kill(&mut self, act: &Act, dice: &mut Dice) -> Duration {
         let task = serde_json::to_string(&(self.folder.path(), self.now, act)).unwrap();
         let mut child = Command::new(env::current_exe().unwrap())
             .args(["life_tests::a_process_that_is_killed", "--exact", "--test-threads=1"])
             .env(TASK, task)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_micros(dice.roll(30_000)));
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert!(lines.map_while(Result::ok).any(|line| line.ends_with(BEGUN)), "it has not begun");
+        let usual = self.took.get(&discriminant(act)).copied().unwrap_or(USUAL);
+        let when = usual * u32::try_from(dice.roll(120)).unwrap() / 100;
+        std::thread::sleep(when);
         let has_ended = child.try_wait().unwrap().is_some();
         child.kill().unwrap();
         child.wait().unwrap();
         self.kills += u64::from(!has_ended);
+        when
     }
 
     fn is_possible(&self, logged: &Logged) -> bool {
@@ -506,13 +519,16 @@ fn a_process_that_is_killed() {
     let Ok(task) = env::var(TASK) else { return };
     let (folder, now, act): (PathBuf, i64, Act) = serde_json::from_str(&task).unwrap();
     let engine = engine(&folder.join("home"), &folder.join("repository"), now);
+    let mut output = std::io::stdout();
+    writeln!(output, "{BEGUN}").and_then(|()| output.flush()).unwrap();
     perform(&engine, &folder.join("other"), &act);
 }
 
 #[test]
 fn lives_at_random_are_as_a_simple_model_says() {
     let setting = |name: &str| env::var(name).ok().and_then(|text| text.parse().ok());
-    let first: u64 = setting(SEED).unwrap_or(FIRST);
+    let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let first: u64 = setting("TINTYPE_SOAK_SEED").unwrap_or_else(|| now() * 10_000);
     let count: u64 = setting("TINTYPE_SOAK_COUNT").unwrap_or(LIVES);
     eprintln!("{count} lives, TINTYPE_SOAK_SEED={first}");
     let mut killed = 0;
