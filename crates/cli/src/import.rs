@@ -13,8 +13,14 @@ use crate::output::Output;
 #[derive(Debug, Args)]
 pub(crate) struct ImportArguments {
     /// The images, one for each disk of the VM.
-    #[arg(required = true)]
+    #[arg(required_unless_present = "libvirt")]
     images: Vec<PathBuf>,
+    /// What libvirt has noted of its snapshots: a folder such as
+    /// /var/lib/libvirt/qemu/snapshot/VM, or a file that `virsh snapshot-dumpxml` has
+    /// written; can be given several times. Names, order, times and descriptions are from
+    /// there, and disks only from where they may be, as with --allow-backing.
+    #[arg(long, value_name = "XML")]
+    libvirt: Vec<PathBuf>,
     /// The VM that they become. By default it is called like the first image.
     #[arg(long, value_name = "NAME")]
     vm: Option<VmName>,
@@ -50,6 +56,7 @@ pub(crate) fn run(engine: &Engine, arguments: ImportArguments, output: &Output) 
         vm: arguments.vm,
         format: arguments.format,
         allowed: arguments.allowed,
+        libvirt: arguments.libvirt,
         message: arguments.message,
         dry_run: arguments.dry_run,
     })?;

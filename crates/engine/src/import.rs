@@ -11,6 +11,7 @@
 //! whole snapshots, and goes on when it is begun again.
 
 mod chain;
+mod libvirt;
 mod machine;
 mod plan;
 mod state;
@@ -58,6 +59,8 @@ pub struct ImportParams {
     pub format: Option<String>,
     /// The folders in which backing files may be; that of each image if there is none.
     pub allowed: Vec<PathBuf>,
+    /// What libvirt has noted of snapshots: files of XML, and folders of such.
+    pub libvirt: Vec<PathBuf>,
     /// What whoever imports writes about it.
     pub message: String,
     /// Whether nothing is to be done but to say what would be.
@@ -73,7 +76,7 @@ pub struct ImportReport {
     pub vm: VmName,
     /// Whether nothing was done.
     pub dry_run: bool,
-    /// The snapshots, oldest first.
+    /// The snapshots, each after the one that it came from.
     pub snapshots: Vec<ImportedSnapshot>,
 }
 
@@ -84,8 +87,10 @@ pub struct ImportedSnapshot {
     pub id: Option<SnapshotId>,
     /// Its name.
     pub name: SnapshotName,
-    /// When the file was last written, or the internal snapshot taken.
+    /// When the file was last written, or the snapshot taken.
     pub created: Timestamp,
+    /// The name of the one that it came from.
+    pub parent: Option<SnapshotName>,
     /// The files and internal snapshots that it is of, one for each disk.
     pub from: Vec<String>,
     /// Bytes of a VM's state that are kept as they are; 0 without one.
@@ -111,7 +116,7 @@ impl Engine {
         if params.dry_run {
             let moments = plan.moments.iter();
             let snapshots = moments.map(|moment| moment.report(None, false, is_loadable)).collect();
-            return Ok(ImportReport { vm: plan.vm, dry_run: true, snapshots });
+            return Ok(plan.report(true, snapshots));
         }
         let repository = self.repository()?;
         let program = match &machine {
@@ -124,8 +129,9 @@ impl Engine {
         let mut vm = self.imported_vm(&plan, &program, machine)?;
         let known = self.snapshots_of(&repository, vm.state.id)?;
         refuse_others(&plan, &known)?;
-        let mut snapshots = Vec::new();
-        let imported = plan.moments.iter().try_for_each(|moment| {
+        let mut snapshots: Vec<ImportedSnapshot> = Vec::new();
+        let imported: Result<()> = plan.moments.iter().try_for_each(|moment| {
+            vm.state.current = moment.parent.and_then(|at| snapshots.get(at)?.id);
             if let Some(known) = known.iter().find(|known| moment.is(known)) {
                 self.place(&mut vm, &known.record)?;
                 snapshots.push(moment.report(Some(&known.record), true, is_loadable));
@@ -137,14 +143,19 @@ impl Engine {
                     snapshots.len(),
                     plan.moments.len()
                 );
-                self.forget_if_empty(&vm);
+                if snapshots.is_empty() && known.is_empty() {
+                    self.forget(&vm);
+                }
                 error.state_unless_known(&state).hint_if_full()
             })?;
             snapshots.push(moment.report(Some(&record.record), false, is_loadable));
             Ok(())
         });
         self.log_import(&repository, &plan.vm, &snapshots);
-        imported.map(|()| ImportReport { vm: plan.vm, dry_run: false, snapshots })
+        imported?;
+        vm.state.current = plan.current.and_then(|at| snapshots.get(at)?.id);
+        self.save(&vm)?;
+        Ok(plan.report(false, snapshots))
     }
 
     /// Notes what an import has made, also one that has failed since.
@@ -165,6 +176,9 @@ impl Engine {
             let format = params.format.as_deref().unwrap_or_default();
             Error::invalid(format!("`{format}` is not a format that is imported")).because(error)
         })?;
+        if !params.libvirt.is_empty() {
+            return self.plan_libvirt(params, format);
+        }
         let mut disks = Vec::new();
         for image in &params.images {
             self.check_interruption()?;
@@ -219,11 +233,9 @@ impl Engine {
     }
 
     /// Forgets the VM of an import that has come to nothing.
-    fn forget_if_empty(&self, vm: &LeasedVm) {
+    fn forget(&self, vm: &LeasedVm) {
         let folder = self.home.vm_folder(&vm.name);
-        if vm.state.current.is_none()
-            && let Err(error) = std::fs::remove_dir_all(&folder)
-        {
+        if let Err(error) = std::fs::remove_dir_all(&folder) {
             tracing::warn!(%error, folder = %folder.display(), "cannot remove");
         }
     }

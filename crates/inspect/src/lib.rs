@@ -11,6 +11,7 @@
 
 mod claims;
 mod error;
+mod libvirt;
 mod polyglot;
 mod qcow2;
 mod source;
@@ -24,6 +25,7 @@ use std::str::FromStr;
 use tintype_types::ByteCount;
 
 pub use error::Error;
+pub use libvirt::{DiskPlace, LibvirtDisk, LibvirtSnapshot, MAX_XML};
 pub use qcow2::InternalSnapshot;
 pub use source::ReadAt;
 

@@ -21,6 +21,7 @@ mod export;
 mod hardware;
 mod identity;
 mod import;
+mod import_libvirt;
 mod import_memory;
 mod interrupt;
 mod keys;

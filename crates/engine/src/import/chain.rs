@@ -43,6 +43,10 @@ impl Allowed {
             let image = fs::canonicalize(image).map_err(Error::io("find", image))?;
             return Ok(Self::Beside(image.parent().unwrap_or(&image).to_owned()));
         }
+        Self::below(folders)
+    }
+
+    pub(super) fn below(folders: &[PathBuf]) -> Result<Self> {
         let real = |folder: &PathBuf| fs::canonicalize(folder).map_err(Error::io("find", folder));
         folders.iter().map(real).collect::<Result<_>>().map(Self::Below)
     }
@@ -157,12 +161,29 @@ fn follow(layer: &Path, backing: &Backing, allowed: &Allowed) -> Result<(PathBuf
     })?;
     let format = format.parse().map_err(|_| bad("is of a format that is not imported"))?;
     let path = layer.parent().unwrap_or(layer).join(&backing.name);
-    // That a file elsewhere is there, or not, is nothing that an image should learn.
-    match fs::canonicalize(&path) {
-        Ok(path) if allowed.allows(&path) => Ok((path, format)),
-        Err(_) if allowed.allows_beside(&path) => Err(bad("cannot be found")),
-        _ => Err(bad("is not beside it, or below a folder that is allowed")
+    match permitted(&path, allowed) {
+        Ok(path) => Ok((path, format)),
+        Err(Unopened::Missing) => Err(bad("cannot be found")),
+        Err(Unopened::Elsewhere) => Err(bad("is not beside it, or below a folder that is allowed")
             .hint("--allow-backing DIR allows a folder that you trust it with")),
+    }
+}
+
+/// Why a file that a stranger names is not opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unopened {
+    /// It is not there, where it might be.
+    Missing,
+    /// It is not where it might be. Whether it is there nobody learns.
+    Elsewhere,
+}
+
+/// Returns the file that a stranger names, without links, if it may be opened.
+pub(super) fn permitted(path: &Path, allowed: &Allowed) -> Result<PathBuf, Unopened> {
+    match fs::canonicalize(path) {
+        Ok(path) if allowed.allows(&path) => Ok(path),
+        Err(_) if allowed.allows_beside(path) => Err(Unopened::Missing),
+        _ => Err(Unopened::Elsewhere),
     }
 }
 

@@ -10,8 +10,8 @@ use tintype_repo::SnapshotRecord;
 use tintype_types::{ByteCount, Extent, SnapshotName, VmName};
 use tintype_vm::Disk;
 
-use super::ImportedSnapshot;
 use super::chain::Layer;
+use super::{ImportReport, ImportedSnapshot};
 use crate::details::{Purpose, Snapshot};
 use crate::error::{Error, Result};
 
@@ -19,8 +19,10 @@ use crate::error::{Error, Result};
 #[derive(Debug)]
 pub(super) struct Plan {
     pub(super) vm: VmName,
-    /// Oldest first.
+    /// Each after the one that it came from.
     pub(super) moments: Vec<Moment>,
+    /// The one that the VM is at.
+    pub(super) current: Option<usize>,
 }
 
 /// One snapshot.
@@ -28,6 +30,10 @@ pub(super) struct Plan {
 pub(super) struct Moment {
     pub(super) name: SnapshotName,
     pub(super) created: Timestamp,
+    /// The one that it came from.
+    pub(super) parent: Option<usize>,
+    /// What somebody has written about it.
+    pub(super) note: String,
     /// One for each disk.
     pub(super) points: Vec<Point>,
 }
@@ -37,7 +43,7 @@ pub(super) struct Moment {
 pub(super) struct Point {
     /// What somebody called it.
     name: String,
-    created: Timestamp,
+    pub(super) created: Timestamp,
     /// Whether it is an internal snapshot.
     is_internal: bool,
     /// The files, the highest first.
@@ -52,6 +58,14 @@ pub(super) struct Point {
 }
 
 impl Moment {
+    /// Makes one of disks, with a name that those before it do not have, and that comes
+    /// from the last of them.
+    pub(super) fn new(name: &str, created: Timestamp, points: Vec<Point>, before: &[Self]) -> Self {
+        let taken: Vec<&SnapshotName> = before.iter().map(|moment| &moment.name).collect();
+        let (name, parent) = (free_name(name, &taken), before.len().checked_sub(1));
+        Self { name, created, parent, note: String::new(), points }
+    }
+
     pub(super) fn disks(&self) -> Vec<Disk> {
         self.points.iter().map(|point| point.disk.clone()).collect()
     }
@@ -65,8 +79,10 @@ impl Moment {
 
     pub(super) fn message(&self, given: &str, is_loadable: bool) -> String {
         let mut message = format!("imported from {}", self.from().join(", "));
-        if !given.is_empty() {
-            message = format!("{given} ({message})");
+        let said: Vec<&str> =
+            [given, &self.note].into_iter().filter(|words| !words.is_empty()).collect();
+        if !said.is_empty() {
+            message = format!("{} ({message})", said.join("; "));
         }
         if self.state().is_some() && !is_loadable {
             message.push_str("; the state of its VM is kept as it was, and cannot be loaded");
@@ -93,6 +109,7 @@ impl Moment {
             id: record.map(|record| record.id),
             name: self.name.clone(),
             created: self.created,
+            parent: None,
             from: self.from(),
             vm_state_bytes: ByteCount(self.state().map_or(0, |state| state.len)),
             was_there,
@@ -102,6 +119,29 @@ impl Moment {
 }
 
 impl Point {
+    /// Whether it is what a file shows, or an internal snapshot in it.
+    pub(super) fn shows(&self, file: &Path, internal: Option<&str>) -> bool {
+        let is_of = self.layers.first().is_some_and(|layer| layer.path == file);
+        is_of
+            && self.is_internal == internal.is_some()
+            && internal.is_none_or(|name| self.name == name)
+    }
+
+    /// Makes it one of a disk with this name.
+    pub(super) fn named(mut self, disk: &str) -> Self {
+        disk.clone_into(&mut self.disk.name);
+        self
+    }
+
+    /// Makes it what libvirt knows as a snapshot.
+    pub(super) fn of_libvirt(self, disk: &str, snapshot: &str) -> Self {
+        let mut point = self.named(disk);
+        if !point.is_internal {
+            point.from = format!("{}, libvirt's snapshot `{}`", point.from, shown(snapshot));
+        }
+        point
+    }
+
     /// Makes it one of a VM's disk, which may have had another size then.
     pub(super) fn become_disk(&mut self, disk: &Disk) {
         self.disk = Disk { size: self.size, ..disk.clone() };
@@ -119,14 +159,7 @@ pub(super) fn plan(vm: Option<VmName>, disks: &[Vec<Layer>]) -> Result<Plan> {
         return Err(Error::invalid("there is no image to import"));
     };
     let top = first.last().map_or("", |point| &point.name);
-    let vm = match vm {
-        Some(vm) => vm,
-        None => VmName::new(&plain(top)).map_err(|error| {
-            Error::invalid(format!("the VM cannot be called `{top}`"))
-                .because(error)
-                .hint("--vm NAME gives it a name")
-        })?,
-    };
+    let vm = vm.map_or_else(|| vm_name(top), Ok)?;
     let agree = points.iter().all(|other| {
         other.len() == first.len()
             && other.iter().zip(first).all(|(other, own)| {
@@ -140,19 +173,57 @@ pub(super) fn plan(vm: Option<VmName>, disks: &[Vec<Layer>]) -> Result<Plan> {
             )
             .hint("import each image as a VM of its own: `tintype import IMAGE --vm NAME`"));
     }
-    let mut moments: Vec<Moment> = Vec::new();
+    let mut plan = Plan { vm, moments: Vec::new(), current: None };
     for (at, point) in first.iter().enumerate() {
-        let taken: Vec<&SnapshotName> = moments.iter().map(|moment| &moment.name).collect();
         let together: Vec<Point> = points.iter().map(|disk| disk[at].clone()).collect();
-        let created = together.iter().map(|point| point.created).max().unwrap_or(point.created);
-        moments.push(Moment { name: free_name(&point.name, &taken), created, points: together });
+        plan.add(&point.name, together);
     }
-    Ok(Plan { vm, moments })
+    Ok(plan)
+}
+
+impl Plan {
+    /// Says what became of it, or would.
+    pub(super) fn report(
+        self,
+        dry_run: bool,
+        mut snapshots: Vec<ImportedSnapshot>,
+    ) -> ImportReport {
+        for (snapshot, moment) in snapshots.iter_mut().zip(&self.moments) {
+            snapshot.parent = moment.parent.map(|at| self.moments[at].name.clone());
+        }
+        ImportReport { vm: self.vm, dry_run, snapshots }
+    }
+
+    /// Adds what comes after all others, and is what the VM is at.
+    fn add(&mut self, name: &str, points: Vec<Point>) {
+        let created = points.iter().map(|point| point.created).max().unwrap_or_default();
+        let moment = Moment::new(name, created, points, &self.moments);
+        self.current = Some(self.moments.len());
+        self.moments.push(moment);
+    }
+
+    /// Adds the images as they are now, which came from another one.
+    pub(super) fn add_images(&mut self, points: Vec<Point>, parent: Option<usize>) {
+        let name = points.first().map(|point| point.name.clone()).unwrap_or_default();
+        self.add(&name, points);
+        if let Some(moment) = self.moments.last_mut() {
+            moment.parent = parent;
+        }
+    }
+}
+
+/// Returns the name of a VM that is closest to what somebody called it.
+pub(super) fn vm_name(text: &str) -> Result<VmName> {
+    VmName::new(&plain(text)).map_err(|error| {
+        Error::invalid(format!("the VM cannot be called `{}`", shown(text)))
+            .because(error)
+            .hint("--vm NAME gives it a name")
+    })
 }
 
 /// Returns what a disk shows, one after the other: for each file its internal
 /// snapshots, and then the file itself.
-fn points(disk: &str, layers: &[Layer]) -> Vec<Point> {
+pub(super) fn points(disk: &str, layers: &[Layer]) -> Vec<Point> {
     let mut points = Vec::new();
     for (number, layer) in layers.iter().enumerate() {
         let chain: Vec<LayerSpec> = layers[..=number].iter().rev().map(spec).collect();
@@ -201,7 +272,7 @@ fn shown_snapshot(file: &str, id: &str, name: &str) -> String {
 }
 
 /// Returns text out of an image as it can be shown on a terminal.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let plain = |letter: char| if letter.is_control() { '?' } else { letter };
     text.chars().map(plain).take(256).collect()
 }
