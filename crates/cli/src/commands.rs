@@ -14,7 +14,7 @@ use tintype_engine::{
     Caller, Cancel, CollectionParams, Engine, EngineConfig, Error, Health, Quiesce, QuiesceParams,
     Result, RevertParams, S3Access, TakeParams, Way,
 };
-use tintype_types::{ByteCount, VmName};
+use tintype_types::{ByteCount, SnapshotId, VmName};
 
 use crate::arguments::{Command, Globals, Mode, OpCommand, QuiesceWhen, TakeArguments, VmCommand};
 use crate::clone;
@@ -122,8 +122,14 @@ fn show(engine: &Engine, snapshot: &str, output: &Output) -> Result<()> {
         "details": snapshot.details,
         "images": snapshot.record.images.iter().map(|i| &i.name).collect::<Vec<_>>(),
     });
-    output.result(&value, || text::show(&snapshot));
+    output.result(&value, || text::show(&snapshot, &|id| named(engine, id)));
     Ok(())
+}
+
+/// Names a snapshot by its id, as `VM@NAME` if it is there.
+fn named(engine: &Engine, id: SnapshotId) -> String {
+    let Ok(snapshot) = engine.show(&id.to_string()) else { return id.short() };
+    format!("{}@{} ({})", snapshot.record.vm_name, snapshot.record.name, id.short())
 }
 
 /// Waits at the pipe of a take, with the channel to the guest's agent as standard output.
@@ -156,7 +162,7 @@ fn vm(engine: &Engine, command: VmCommand, output: &Output) -> Result<()> {
         }
         VmCommand::Show { vm } => {
             let vm = engine.vm(&vm)?;
-            output.result(&vm, || text::vm(&vm));
+            output.result(&vm, || text::vm(&vm, &|id| named(engine, id)));
         }
         VmCommand::Set(arguments) => settings::run(engine, *arguments, output)?,
         VmCommand::Start { vm } => {

@@ -146,12 +146,13 @@ impl Forest<'_> {
             (_, true) => "disks",
             (_, false) => "memory and disks",
         };
-        let mut facts = vec![
-            kind.to_owned(),
-            format!("{}, {}-consistent", report.mode, report.consistency),
-            format!("pause {:.1} ms", report.pause_ms),
-            format!("+{}", report.stored_bytes),
-        ];
+        let mut facts = vec![kind.to_owned()];
+        facts.extend((report.mode != kind).then(|| report.mode.to_owned()));
+        facts.push(format!("{}-consistent", report.consistency));
+        if !matches!(report.mode, "powered-off" | "imported") {
+            facts.push(format!("pause {:.1} ms", report.pause_ms));
+        }
+        facts.push(format!("+{}", report.stored_bytes));
         if report.pinned {
             facts.push(output.painted("pinned", "31;1"));
         }

@@ -2,13 +2,13 @@
 
 use std::fmt::Write;
 
-use jiff::Timestamp;
 use tintype_engine::{
     CollectionParams, CollectionReport, Engine, NotCompacted, Period, Result, SpaceReport,
     TrashReport, VmSpace,
 };
 
 use crate::output::Output;
+use crate::text::time;
 
 /// Deletes snapshots.
 pub(crate) fn remove(
@@ -112,10 +112,6 @@ fn in_trash(trash: &TrashReport) -> Option<String> {
         );
     }
     Some(text)
-}
-
-fn time(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
 
 /// Says how much space snapshots take.

@@ -2,23 +2,26 @@
 
 use std::fmt::Write;
 
+use jiff::Timestamp;
 use tintype_engine::{
     Filling, Finding, Health, Loading, LostPart, RevertReport, Snapshot, SnapshotReport, VmReport,
 };
-use tintype_types::ByteCount;
+use tintype_types::{ByteCount, SnapshotId};
 
 use crate::output::Output;
 use crate::settings::settings;
 
 /// Describes a snapshot that was just taken.
 pub(crate) fn taken(report: &SnapshotReport) -> String {
+    let pause = match report.mode {
+        "powered-off" => "the VM did not run".to_owned(),
+        mode => format!("the guest stood still for {:.1} ms ({mode})", report.pause_ms),
+    };
     format!(
-        "took {}@{} ({}): the guest stood still for {:.1} ms ({}), stored {} of {} read in {:.1} s",
+        "took {}@{} ({}): {pause}, stored {} of {} read in {:.1} s",
         report.vm,
         report.name,
         report.id.short(),
-        report.pause_ms,
-        report.mode,
         report.stored_bytes,
         report.read_bytes,
         seconds(report.duration_ms),
@@ -86,8 +89,8 @@ pub(crate) fn vms(vms: &[VmReport]) -> String {
     text
 }
 
-/// Shows one VM.
-pub(crate) fn vm(report: &VmReport) -> String {
+/// Shows one VM; `named` names snapshots.
+pub(crate) fn vm(report: &VmReport, named: &dyn Fn(SnapshotId) -> String) -> String {
     let vm = &report.vm;
     let inventory = &vm.inventory;
     let mut text = String::new();
@@ -118,7 +121,7 @@ pub(crate) fn vm(report: &VmReport) -> String {
         row("network", format!("{}: {}", card.name, card.mac));
     }
     row("snapshots", settings(&vm.settings));
-    row("now at", vm.current.map_or_else(|| "no snapshot yet".to_owned(), |id| id.short()));
+    row("now at", vm.current.map_or_else(|| "no snapshot yet".to_owned(), named));
     text
 }
 
@@ -145,8 +148,13 @@ fn filling_state(filling: &Filling, is_alive: bool) -> String {
     }
 }
 
-/// Shows one snapshot.
-pub(crate) fn show(snapshot: &Snapshot) -> String {
+/// Writes a time as people read it.
+pub(crate) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
+}
+
+/// Shows one snapshot; `named` names others.
+pub(crate) fn show(snapshot: &Snapshot, named: &dyn Fn(SnapshotId) -> String) -> String {
     let report = snapshot.report();
     let details = &snapshot.details;
     let mut text = String::new();
@@ -155,13 +163,15 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     };
     row("snapshot", format!("{}@{}", report.vm, report.name));
     row("id", report.id.to_string());
-    row("created", report.created.to_string());
-    row("parent", report.parent.map_or_else(|| "none".to_owned(), |id| id.short()));
+    row("created", time(report.created));
+    row("parent", report.parent.map_or_else(|| "none".to_owned(), named));
     if let Some(origin) = report.origin {
         let repository = origin.repository.to_string();
         row("copy of", format!("{} in the repository {repository}", origin.snapshot.short()));
     }
-    row("message", report.message.clone());
+    if !report.message.is_empty() {
+        row("message", report.message.clone());
+    }
     for (key, value) in &report.tags {
         row("tag", format!("{key}={value}"));
     }
@@ -172,7 +182,9 @@ pub(crate) fn show(snapshot: &Snapshot) -> String {
     if !report.consistency_reason.is_empty() {
         row("file systems", frozen(&report));
     }
-    row("pause", format!("{:.2} ms", report.pause_ms));
+    if !matches!(report.mode, "powered-off" | "imported") {
+        row("pause", format!("{:.2} ms", report.pause_ms));
+    }
     row("duration", format!("{:.1} s", seconds(report.duration_ms)));
     row("memory", report.memory_bytes.to_string());
     for saved in &details.disks {

@@ -79,7 +79,7 @@ pub(crate) fn growth(takes: &[Stored]) -> Option<Growth> {
 pub(crate) fn days_to_fill(room: ByteCount, bytes_per_day: f64) -> Option<f64> {
     const CENTURY: f64 = 36525.0;
     let days = number(room.get()) / bytes_per_day;
-    (days < CENTURY).then_some(days)
+    (bytes_per_day > 0.0 && days < CENTURY).then_some(days)
 }
 
 /// Returns the middle of some amounts, of two the lower.
@@ -162,6 +162,8 @@ mod tests {
         check(100, 10.0, Some(10.0));
         check(0, 10.0, Some(0.0));
         check(100, 0.0, None);
+        // The sum of nothing.
+        check(100, -0.0, None);
         check(0, 0.0, None);
         assert_eq!(median([3, 1, 2, 9].map(ByteCount).to_vec()), Some(ByteCount(2)));
         assert_eq!(median(Vec::new()), None);
