@@ -176,7 +176,7 @@ pub(crate) fn show(snapshot: &Snapshot, named: &dyn Fn(SnapshotId) -> String) ->
         row("tag", format!("{key}={value}"));
     }
     row("pinned", if report.pinned { "yes" } else { "no" }.to_owned());
-    let booted = report.booted_at.map_or_else(|| "never".to_owned(), |at| at.to_string());
+    let booted = report.booted_at.map_or_else(|| "never".to_owned(), time);
     row("booted", booted);
     row("mode", format!("{}, {}-consistent", report.mode, report.consistency));
     if !report.consistency_reason.is_empty() {
@@ -225,7 +225,8 @@ pub(crate) fn damage(text: &mut String, damaged: &[String], parts: &[LostPart]) 
 /// Says what cannot be read of a snapshot.
 fn lost(text: &mut String, lost: &LostPart) {
     const SHOWN: usize = 4;
-    let LostPart { name, part, ranges, .. } = lost;
+    let LostPart { name, deleted, part, ranges, .. } = lost;
+    let name = if *deleted { format!("{name}, which is deleted,") } else { name.clone() };
     if ranges.is_empty() {
         let _ = writeln!(text, "{name} has lost {part}");
     }

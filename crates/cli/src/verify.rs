@@ -60,8 +60,12 @@ pub(crate) fn run(engine: &Engine, arguments: &VerifyArguments, output: &Output)
 }
 
 fn verified(summary: &VerifySummary) -> String {
+    let deleted = match summary.checked_deleted {
+        0 => String::new(),
+        count => format!(", {count} of them in the trash"),
+    };
     let mut text = format!(
-        "checked {} snapshots, {} frames, {} read: ",
+        "checked {} snapshots{deleted}, {} frames, {} read: ",
         summary.checked_snapshots, summary.checked_chunks, summary.read_bytes
     );
     if summary.damaged.is_empty() {

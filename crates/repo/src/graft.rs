@@ -121,7 +121,8 @@ pub(crate) struct Surgery {
     /// What must not be referred to, but for what is damaged.
     forbidden: Segments,
     history: History,
-    /// What is there, oldest first, where it was when the session began.
+    /// What is there or can be put back, oldest first, where it was when the session
+    /// began.
     pub records: Vec<SnapshotRecord>,
 }
 
@@ -141,7 +142,7 @@ impl Surgery {
         let deletions = Deletions::read(vault)?;
         let history = History::read(vault, Reading::Known, |id| deletions.has_collected(id))?;
         let mut records = Vec::new();
-        for id in history.snapshots().filter(|id| !deletions.has(*id)) {
+        for id in history.snapshots() {
             records.extend(sound(history.current(id))?.flatten());
         }
         records.sort_by_key(|record| (record.sequence, record.created, record.id));

@@ -27,7 +27,21 @@ pub struct Listing {
 /// Lists all snapshots that are not deleted.
 pub(crate) fn list(vault: &Vault) -> Result<Listing, Error> {
     let deletions = Deletions::read(vault)?;
-    let history = History::read(vault, Reading::Known, |id| deletions.has(id))?;
+    list_without(vault, |id| deletions.has(id))
+}
+
+/// Lists all snapshots, also those that are deleted and can be put back; says which
+/// these are.
+pub(crate) fn list_with_trash(vault: &Vault) -> Result<(Listing, HashSet<SnapshotId>), Error> {
+    let deletions = Deletions::read(vault)?;
+    let listing = list_without(vault, |id| deletions.has_collected(id))?;
+    let ids = listing.records.iter().map(|record| record.id);
+    let deleted = ids.filter(|id| deletions.has(*id)).collect();
+    Ok((listing, deleted))
+}
+
+fn list_without(vault: &Vault, leaves_out: impl Fn(SnapshotId) -> bool) -> Result<Listing, Error> {
+    let history = History::read(vault, Reading::Known, leaves_out)?;
     let mut listing = Listing::default();
     for id in history.snapshots() {
         match history.current(id) {

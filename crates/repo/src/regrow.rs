@@ -35,7 +35,7 @@ const MOST_PARENTS: usize = 8;
 /// Mends the snapshots with a damaged map, one after the other: each is kept as soon
 /// as it is whole.
 pub(crate) fn all(graft: &mut Graft<'_>) -> Result<(), Error> {
-    for record in listing::list(graft.vault)?.records {
+    for record in listing::list_with_trash(graft.vault)?.0.records {
         graft.supervisor.check()?;
         if has_maps(graft.vault, &record)? {
             continue;

@@ -144,7 +144,7 @@ pub(crate) fn repair(
 /// Opens another repository, which must have something in common with this one.
 fn donor<'d>(vault: &Vault, other: &'d Repository) -> Result<Donor<'d>, Error> {
     let donor = Donor::new(other, vault.id)?;
-    if donor.has_any_of(&listing::list(vault)?.records) {
+    if donor.has_any_of(&listing::list_with_trash(vault)?.0.records) {
         return Ok(donor);
     }
     let place = other.path().display();
@@ -229,12 +229,12 @@ fn mend_record(vault: &Vault, copy: &Vault, key: &str) -> Result<bool, Error> {
 
 /// Replaces a damaged outcome by these bytes, unless it was forgotten meanwhile.
 pub(crate) fn put_back(vault: &Vault, session: SnapshotId, outcome: &[u8]) -> Result<bool, Error> {
-    // No collector forgets a snapshot that somebody reads. So if it is not
-    // deleted now and its record is there, it is while this is put back.
+    // No collector forgets a snapshot that somebody reads. So if its deletion is not
+    // ended now and its record is there, it is while this is put back.
     let key = outcome_key(session);
     let slot = slot::put_reader(vault, session)?;
     let is_there =
-        || Ok(!Deletions::read(vault)?.has(session) && vault.store.size(&key)?.is_some());
+        || Ok(!Deletions::read(vault)?.has_collected(session) && vault.store.size(&key)?.is_some());
     let put_back = match is_there() {
         Ok(true) => vault.store.replace(&key, outcome).map(|()| true),
         other => other,

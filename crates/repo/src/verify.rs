@@ -55,6 +55,8 @@ pub enum VerifyLevel {
 pub struct VerifyReport {
     /// Snapshots whose maps were followed.
     pub snapshots: u64,
+    /// Those of them that are deleted and can be put back.
+    pub deleted: HashSet<SnapshotId>,
     /// Segments that were checked.
     pub segments: u64,
     /// Frames that were checked: decoded, or named in a good table.
@@ -67,7 +69,8 @@ pub struct VerifyReport {
     pub losses: Vec<Loss>,
 }
 
-/// Verifies the snapshots with these ids, or all if there are none.
+/// Verifies the snapshots with these ids; or all if there are none, also those that are
+/// deleted and can be put back.
 pub(crate) fn verify(
     vault: &Arc<Vault>,
     ids: &[SnapshotId],
@@ -79,7 +82,7 @@ pub(crate) fn verify(
         let (records, mut report) = verify_once(vault, ids, level, supervisor)?;
         attempts -= 1;
         // What was moved meanwhile is not where it was looked for.
-        let moved = !report.damaged.is_empty() && have_moved(vault, &records)?;
+        let moved = !report.damaged.is_empty() && have_moved(vault, &records, ids.is_empty())?;
         if !moved || attempts == 0 {
             report.losses = loss::losses(vault, &records, &report.damaged)?;
             return Ok(report);
@@ -96,8 +99,8 @@ fn verify_once(
     let mut check =
         Check { vault, supervisor, report: VerifyReport::default(), segments: BTreeMap::new() };
     let records = if ids.is_empty() {
-        let listing = listing::list(vault)?;
-        check.report.damaged = listing.damaged;
+        let (listing, deleted) = listing::list_with_trash(vault)?;
+        (check.report.damaged, check.report.deleted) = (listing.damaged, deleted);
         check.signed_objects()?;
         listing.records
     } else {
@@ -110,12 +113,12 @@ fn verify_once(
     Ok((records, check.report))
 }
 
-/// Whether the content of a snapshot is elsewhere now.
-fn have_moved(vault: &Vault, records: &[SnapshotRecord]) -> Result<bool, Error> {
-    let now = listing::list(vault)?.records;
+/// Whether the content of a snapshot is elsewhere now, or of all of them one is gone.
+fn have_moved(vault: &Vault, records: &[SnapshotRecord], are_all: bool) -> Result<bool, Error> {
+    let (now, _) = listing::list_with_trash(vault)?;
     let elsewhere = |record: &SnapshotRecord| {
-        let now = now.iter().find(|now| now.id == record.id);
-        now.is_some_and(|now| (&now.images, &now.blobs) != (&record.images, &record.blobs))
+        let now = now.records.iter().find(|now| now.id == record.id);
+        now.map_or(are_all, |now| (&now.images, &now.blobs) != (&record.images, &record.blobs))
     };
     Ok(records.iter().any(elsewhere))
 }

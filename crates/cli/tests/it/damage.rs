@@ -186,6 +186,21 @@ fn is_told_by_snapshot_disk_and_offset() {
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("web@two has lost 128 KiB of disk/"), "{text}");
 
+    // What is in the trash can be put back, so it counts too.
+    vm.tintype.json(&["rm", "web@one"]);
+    let report = verify(&vm, 3, &["--read-data"]);
+    assert_eq!(report["checked_snapshots"], 2);
+    assert_eq!(report["checked_deleted"], 1);
+    let deleted: Vec<_> = report["lost"].as_array().unwrap().iter().collect();
+    let deleted: Vec<_> = deleted.iter().map(|part| (&part["name"], &part["deleted"])).collect();
+    let (one, two) = (Value::from("web@one"), Value::from("web@two"));
+    assert_eq!(deleted, [(&one, &Value::from(true)), (&two, &Value::from(false))]);
+    let text = vm.tintype.run(&["verify", "--read-data"]);
+    let text = String::from_utf8(text.stdout).unwrap();
+    assert!(text.contains("web@one, which is deleted, has lost 128 KiB of disk/"), "{text}");
+    assert!(text.contains("checked 2 snapshots, 1 of them in the trash"), "{text}");
+    vm.tintype.json(&["undo"]);
+
     fs::remove_file(&segment).unwrap();
     let (size, frame) = (SIZE as u64, FRAME as u64);
     let expected = [("web@one".to_owned(), 0, size), ("web@two".to_owned(), frame, size - frame)];

@@ -359,3 +359,49 @@ fn a_repair_that_is_ended_goes_on_and_does_nothing_twice() {
     assert!(interrupted > 3, "{interrupted}");
     pair.is_whole("ended");
 }
+
+#[test]
+fn what_is_in_the_trash_is_checked_and_mended_too() {
+    let pair = Pair::new();
+    let (deleted, kept) = (pair.records[1].id, pair.records[2].id);
+    pair.open().remove(deleted).unwrap();
+    let own = |kind: &str| {
+        let mut own = files(&pair.here().join(kind));
+        own.retain(|path| path.to_string_lossy().contains(&deleted.to_string()));
+        own
+    };
+    // Its record, what only it needs, and what the next one needs too.
+    for path in [own("seg"), own("outcome")].concat() {
+        let mut bytes = fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let report = pair.open().verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    let is_record = |object: &str| object == format!("outcome/{deleted}");
+    assert!(report.damaged.iter().any(|damage| is_record(&damage.object)), "{report:?}");
+    let report = pair.repair();
+    assert_eq!(report.damaged, [], "{report:?}");
+    assert!(report.mended.iter().any(|mended| mended.snapshot == deleted), "{report:?}");
+    let repository = pair.open();
+    let there: Vec<_> = repository.snapshots().unwrap().records.iter().map(|r| r.id).collect();
+    assert_eq!(there, [pair.records[0].id, kept], "it stays deleted");
+    let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
+    assert_eq!((report.snapshots, report.deleted), (3, [deleted].into()));
+    repository.undo_remove(deleted).unwrap();
+    pair.is_whole("what was put back from the trash");
+
+    // Without a record nobody knows what it had; with it, its content is mended alone.
+    repository.remove(deleted).unwrap();
+    let mut segments = files(&pair.here().join("seg"));
+    segments.retain(|path| fs::metadata(path).unwrap().len() > 200_000);
+    for path in segments {
+        let mut bytes = fs::read(&path).unwrap();
+        bytes[5_000] ^= 1;
+        fs::write(&path, bytes).unwrap();
+    }
+    let report = pair.repair();
+    assert_eq!(report.damaged, [], "{report:?}");
+    pair.open().undo_remove(deleted).unwrap();
+    pair.is_whole("what was mended in the trash");
+}
