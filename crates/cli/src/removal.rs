@@ -84,6 +84,19 @@ fn collected(report: &CollectionReport) -> String {
             "; what others still hold was not moved, since something is damaged: `tintype verify` says what"
         }
     });
+    let damaged = match report.damaged_deleted {
+        0 => None,
+        1 => Some("1 deleted snapshot is damaged: all that it may need was kept".to_owned()),
+        more => {
+            Some(format!("{more} deleted snapshots are damaged: all that they may need was kept"))
+        }
+    };
+    if let Some(damaged) = damaged {
+        let _ = write!(
+            text,
+            "\n{damaged}; `tintype verify` says what is damaged, `tintype repair --from` may mend it"
+        );
+    }
     if let Some(waiting) = in_trash(&report.trash) {
         let _ = write!(text, "\n{waiting}; `tintype gc --now` frees them at once");
     }

@@ -6,6 +6,11 @@
 //! knows (of snapshots, deletions and operations), at most half of the grace counts,
 //! and what lies before a leap does not count at all. A collector that is not believed
 //! leaves the time in the log of operations, and a later one counts from there.
+//!
+//! A deletion that is dated ahead of the clock would be kept until then, which may be for
+//! ever. So the first collection that meets it notes in the log that it is there, and its
+//! grace counts from that entry on, by the times of the entries after it, in their order:
+//! whatever the clocks say, it was deleted before that.
 
 use jiff::{SignedDuration, Timestamp};
 use tintype_retention::Period;
@@ -14,6 +19,9 @@ use tintype_retention::Period;
 pub const DEFAULT_GRACE: Period = Period::of_days(7);
 /// So long without anything that happened may be a clock that has leapt.
 const LEAP: SignedDuration = SignedDuration::from_hours(90 * 24);
+
+/// So far ahead of the clock a deletion is dated, and it is not waited for that time.
+const AHEAD: SignedDuration = SignedDuration::from_hours(24);
 
 /// What a deletion waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +32,8 @@ pub(crate) enum Wait {
     Until(Timestamp),
     /// That more time is seen passing; if all goes well, until then.
     Doubted(Timestamp),
+    /// The same, since it is dated ahead of the clock.
+    Ahead(Timestamp),
     /// Nobody knows when it was made: it stays until somebody wants otherwise.
     Unknown,
 }
@@ -32,7 +42,7 @@ impl Wait {
     /// Until when it waits, as far as that is known.
     pub(crate) fn until(self) -> Option<Timestamp> {
         match self {
-            Self::Until(at) | Self::Doubted(at) => Some(at),
+            Self::Until(at) | Self::Doubted(at) | Self::Ahead(at) => Some(at),
             Self::Over | Self::Unknown => None,
         }
     }
@@ -63,9 +73,23 @@ impl Calendar {
         deleted.checked_add(self.grace).unwrap_or(Timestamp::MAX)
     }
 
-    /// Says what a deletion waits for, given when it was made.
-    pub(crate) fn wait(&self, deleted: Option<Timestamp>) -> Wait {
+    /// Whether a deletion is dated so far ahead that its time says nothing.
+    pub(crate) fn is_ahead(&self, deleted: Timestamp) -> bool {
+        deleted.duration_since(self.now) > AHEAD
+    }
+
+    /// Says what a deletion waits for, given when it was made; and if it is dated ahead,
+    /// the times in the log since it was noted there, in their order.
+    pub(crate) fn wait(&self, deleted: Option<Timestamp>, since_noted: &[Timestamp]) -> Wait {
         let Some(deleted) = deleted else { return Wait::Unknown };
+        if self.is_ahead(deleted) {
+            return match self.grace - self.seen_in_order(since_noted) {
+                rest if rest.is_positive() => {
+                    Wait::Ahead(self.now.checked_add(rest).unwrap_or(Timestamp::MAX))
+                }
+                _ => Wait::Over,
+            };
+        }
         let end = self.end(deleted);
         if end > self.now {
             return Wait::Until(end);
@@ -91,6 +115,21 @@ impl Calendar {
         seen
     }
 
+    /// Returns how much time was seen passing from one time to the next. What lies
+    /// behind the latest so far adds nothing, and a leap begins anew, ahead or back.
+    fn seen_in_order(&self, times: &[Timestamp]) -> SignedDuration {
+        let (mut last, mut seen) = (None, SignedDuration::ZERO);
+        for time in times.iter().chain([&self.now]) {
+            let step = last.map_or(SignedDuration::ZERO, |last| time.duration_since(last));
+            if step.abs() >= LEAP {
+                (last, seen) = (Some(*time), SignedDuration::ZERO);
+            } else if last.is_none() || step.is_positive() {
+                (last, seen) = (Some(*time), seen + step.min(self.grace / 2));
+            }
+        }
+        seen
+    }
+
     /// Whether the time now is worth being left: it counts more for what comes than
     /// the last time that is known.
     pub(crate) fn is_news(&self) -> bool {
@@ -109,7 +148,7 @@ mod tests {
 
     fn wait(now: i64, times: &[i64], deleted: i64) -> Wait {
         let times = times.iter().map(|hours| hour(*hours));
-        Calendar::new(hour(now), DEFAULT_GRACE, times).wait(Some(hour(deleted)))
+        Calendar::new(hour(now), DEFAULT_GRACE, times).wait(Some(hour(deleted)), &[])
     }
 
     #[test]
@@ -122,7 +161,8 @@ mod tests {
         check(10 * DAY, &daily, 4 * DAY, Wait::Until(hour(11 * DAY)));
         check(11 * DAY, &daily, 4 * DAY, Wait::Over);
         // Of the future, it is not old, whatever else happened.
-        check(0, &daily, 20 * DAY, Wait::Until(hour(27 * DAY)));
+        check(0, &daily, DAY, Wait::Until(hour(8 * DAY)));
+        check(0, &daily, 20 * DAY, Wait::Ahead(hour(7 * DAY)));
         // A jump of ten years right after it, then days that pass.
         let jump = 87_600;
         let jumped: Vec<i64> = (0..8).map(|day| jump + day * DAY).collect();
@@ -138,7 +178,28 @@ mod tests {
         // Who looks once a week frees it the second time.
         check(7 * DAY, &[], 0, Wait::Doubted(hour(10 * DAY + 12)));
         check(14 * DAY, &[7 * DAY], 0, Wait::Over);
-        assert_eq!(Calendar::new(hour(0), DEFAULT_GRACE, []).wait(None), Wait::Unknown);
+        assert_eq!(Calendar::new(hour(0), DEFAULT_GRACE, []).wait(None, &[]), Wait::Unknown);
+    }
+
+    #[test]
+    fn one_that_is_dated_ahead_waits_from_when_it_was_noted() {
+        const DAY: i64 = 24;
+        const YEARS: i64 = 87_600;
+        let check = |now: i64, noted: &[i64], expected: Wait| {
+            let noted: Vec<_> = noted.iter().map(|hours| hour(*hours)).collect();
+            let wait = Calendar::new(hour(now), DEFAULT_GRACE, []).wait(Some(hour(YEARS)), &noted);
+            assert_eq!(wait, expected, "{noted:?} {now}");
+        };
+        check(0, &[], Wait::Ahead(hour(7 * DAY)));
+        check(DAY, &[0], Wait::Ahead(hour(7 * DAY)));
+        check(4 * DAY, &[0], Wait::Ahead(hour(7 * DAY + DAY / 2)));
+        check(8 * DAY, &[0, 4 * DAY], Wait::Over);
+        // A clock that was ahead for a while, by years or by days, makes nothing older.
+        check(4 * DAY, &[0, YEARS - 1, YEARS, 3 * DAY], Wait::Ahead(hour(10 * DAY)));
+        let alternating = [0, 3 * DAY, 1, 3 * DAY, 2, 3 * DAY + 1, 3];
+        check(4, &alternating, Wait::Ahead(hour(4 + 4 * DAY - 1)));
+        // And one that goes back to before all of that.
+        check(-YEARS, &[0, DAY, 2 * DAY, 3 * DAY], Wait::Ahead(hour(7 * DAY - YEARS)));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 //! too; without that, the next `undo` goes one further back. What is done to the
 //! registration of VMs and to clones changes no repository, and is not here.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -76,6 +76,31 @@ struct Entry {
     reversal: Option<Reversal>,
     #[serde(default)]
     undoes: Option<u64>,
+    /// Deletions that a collection has met and that are dated ahead of its clock.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    met: Vec<(SnapshotId, u32)>,
+}
+
+/// When things were done, by the clocks of those who did them.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    /// In the order in which they were noted.
+    pub(crate) all: Vec<Timestamp>,
+    /// Where in that order a collection has first met a deletion that is dated ahead.
+    met: HashMap<(SnapshotId, u32), usize>,
+}
+
+impl Times {
+    /// Returns the times since a deletion that is dated ahead was first met; none if it
+    /// was not.
+    pub(crate) fn since_met(&self, deleted: &Deleted) -> &[Timestamp] {
+        self.met.get(&(deleted.id, deleted.number)).map_or(&[], |at| &self.all[*at..])
+    }
+
+    /// Whether a collection has met a deletion that is dated ahead.
+    pub(crate) fn have_met(&self, deleted: &Deleted) -> bool {
+        self.met.contains_key(&(deleted.id, deleted.number))
+    }
 }
 
 /// An operation, as it is shown.
@@ -138,6 +163,7 @@ struct Done<'d> {
     did: String,
     reversal: Option<Reversal>,
     undoes: Option<u64>,
+    met: Vec<(SnapshotId, u32)>,
 }
 
 /// What taking back did.
@@ -177,12 +203,25 @@ impl Engine {
         did: String,
         reversal: Option<Reversal>,
     ) -> Option<u64> {
-        self.log_entry(repository, Done { verb, did, reversal, undoes: None })
+        let (undoes, met) = (None, Vec::new());
+        self.log_entry(repository, Done { verb, did, reversal, undoes, met })
+    }
+
+    /// Notes that a collection has kept something, and which deletions that are dated
+    /// ahead it has met.
+    pub(crate) fn log_kept(
+        &self,
+        repository: &Repository,
+        did: String,
+        met: Vec<(SnapshotId, u32)>,
+    ) {
+        let (reversal, undoes) = (None, None);
+        self.log_entry(repository, Done { verb: "gc", did, reversal, undoes, met });
     }
 
     fn log_entry(&self, repository: &Repository, done: Done<'_>) -> Option<u64> {
         self.remember_changed_names(repository);
-        let Done { verb, did, reversal, undoes } = done;
+        let Done { verb, did, reversal, undoes, met } = done;
         let Caller { host, user, words } = self.config.caller.clone();
         let mut left = MAX_WORDS;
         let fits = |word: &String| {
@@ -191,7 +230,7 @@ impl Engine {
         };
         let command = words.into_iter().take_while(fits).collect();
         let (at, verb) = (self.now(), verb.to_owned());
-        let entry = Entry { at, host, user, verb, command, did, reversal, undoes };
+        let entry = Entry { at, host, user, verb, command, did, reversal, undoes, met };
         let value = serde_json::to_value(entry).expect("our own values are plain data");
         let noted = repository.log_operation(&value).inspect_err(|error| {
             self.config.observer.notice(&format!(
@@ -201,10 +240,17 @@ impl Engine {
         noted.ok()
     }
 
-    /// Returns when things were done, by the clocks of those who did them.
-    pub(crate) fn times_of_operations(&self, repository: &Repository) -> Result<Vec<Timestamp>> {
+    /// Returns when things were done.
+    pub(crate) fn times_of_operations(&self, repository: &Repository) -> Result<Times> {
         let History { entries, .. } = self.entries(repository)?;
-        Ok(entries.into_iter().map(|(_, entry)| entry.at).collect())
+        let mut times = Times::default();
+        for (at, (_, entry)) in entries.into_iter().rev().enumerate() {
+            times.all.push(entry.at);
+            for deletion in entry.met {
+                times.met.entry(deletion).or_insert(at);
+            }
+        }
+        Ok(times)
     }
 
     /// Reads the log.
@@ -255,7 +301,8 @@ impl Engine {
         })?;
         self.config.observer.step(Step::UndoDone);
         let did = back.did.clone();
-        let done = Done { verb: UNDO, did, reversal: back.reversal, undoes: number };
+        let reversal = back.reversal;
+        let done = Done { verb: UNDO, did, reversal, undoes: number, met: Vec::new() };
         let own = self.log_entry(&repository, done);
         if let Some((of, own)) = number.zip(own) {
             self.tell_if_second(&repository, of, own)?;
@@ -308,7 +355,8 @@ impl Engine {
         }
         let back = self.put_back(&repository, &deleted, &ids)?;
         let did = back.did.clone();
-        let done = Done { verb: UNDO, did, reversal: back.reversal, undoes: None };
+        let reversal = back.reversal;
+        let done = Done { verb: UNDO, did, reversal, undoes: None, met: Vec::new() };
         self.log_entry(&repository, done);
         let (undone, did) = ("rm".to_owned(), back.did);
         Ok(UndoReport { undone, operation: None, did, snapshots: back.ids, names: back.names })

@@ -1,19 +1,20 @@
 //! The trash: what is deleted and can be put back. Lists it, puts single snapshots
 //! back, and frees what has waited there for its grace.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use jiff::Timestamp;
 use serde::Serialize;
 use tintype_repo::{
     Deleted, Due, GcParams, Kind, RecompressionParams, Repository, Skipped, TrashShares,
 };
-use tintype_types::{ByteCount, VmName};
+use tintype_types::{ByteCount, SnapshotId, VmName};
 
 use crate::Engine;
 use crate::details::{Snapshot, SnapshotReport};
 use crate::error::{DAMAGE_HINT, Error, Result};
 use crate::grace::{Calendar, Wait};
+use crate::operations::Times;
 
 /// A snapshot that is deleted and can be put back.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -73,6 +74,9 @@ pub struct CollectionReport {
     pub recompressed_segments: u64,
     /// Why others were not.
     pub not_compacted: Option<NotCompacted>,
+    /// Deleted snapshots that are damaged and do not tell all that they need: what was
+    /// stored before them was left for them, whoever else needs it.
+    pub damaged_deleted: u64,
     /// What can still be put back.
     pub trash: TrashReport,
 }
@@ -93,7 +97,9 @@ impl Engine {
     pub fn deleted(&self, vm: Option<&VmName>) -> Result<Vec<DeletedSnapshot>> {
         let repository = self.repository()?;
         let deleted = deletions(&repository)?;
-        let calendar = Calendar::new(self.now(), self.config.grace, []);
+        let reckoning = self.reckoning(&repository, &deleted)?;
+        let waits: HashMap<SnapshotId, Option<Timestamp>> =
+            deleted.iter().map(|one| (one.id, reckoning.kept_until(one))).collect();
         let shares = self.trash_shares(&repository, &deleted, &nothing());
         let id = vm.and_then(|vm| self.vm_state(vm).ok()).map(|state| state.id);
         let is_of = |snapshot: &Snapshot| match (vm, id) {
@@ -106,9 +112,9 @@ impl Engine {
         let alone = |snapshot: &Snapshot| shares.as_ref()?.alone.get(&snapshot.record.id).copied();
         let listed = found.into_iter().map(|(snapshot, deleted)| DeletedSnapshot {
             exclusive_bytes: alone(&snapshot),
+            kept_until: waits.get(&snapshot.record.id).copied().flatten(),
             snapshot: snapshot.report(),
             deleted,
-            kept_until: deleted.map(|at| calendar.end(at)),
         });
         Ok(listed.collect())
     }
@@ -161,6 +167,7 @@ impl Engine {
             segments: report.segments + if dry_run { emptied } else { 0 },
             freed_bytes,
             waiting_for: report.waiting_for,
+            damaged_deleted: report.damaged_deleted,
             compacted_segments: compaction.segments,
             recompressed_segments: recompression.segments,
             not_compacted: recompression.skipped.or(compaction.skipped).map(
@@ -191,34 +198,38 @@ impl Engine {
     /// has not jumped is not; but then the time now is left in the log, for the next.
     fn due(&self, repository: &Repository, dry_run: bool) -> Result<Due> {
         let deleted = deletions(repository)?;
-        let calendar = self.calendar(repository, &deleted)?;
-        let waits: Vec<_> = deleted.iter().map(|one| (one, calendar.wait(one.at))).collect();
+        let reckoning = self.reckoning(repository, &deleted)?;
+        let waits: Vec<_> = deleted.iter().map(|one| (one, reckoning.wait(one))).collect();
         let doubted = waits.iter().filter(|(_, wait)| matches!(wait, Wait::Doubted(_))).count();
-        if doubted > 0 && calendar.is_news() && !dry_run {
-            let did = format!(
-                "kept {doubted} deleted snapshots whose time seems to be over: the clock may have jumped"
-            );
-            self.log_operation(repository, "gc", did, None);
+        let ahead = waits.iter().filter(|(_, wait)| matches!(wait, Wait::Ahead(_)));
+        let ahead: Vec<&Deleted> = ahead.map(|(one, _)| *one).collect();
+        let is_new = ahead.iter().any(|one| !reckoning.times.have_met(one));
+        let is_news = reckoning.calendar.is_news() && doubted + ahead.len() > 0;
+        if (is_new || is_news) && !dry_run {
+            let met = ahead.iter().map(|one| (one.id, one.number)).collect();
+            self.log_kept(repository, kept(doubted, ahead.len()), met);
         }
         let over = waits.iter().filter(|(_, wait)| *wait == Wait::Over);
         Ok(Due::Only(over.map(|(one, _)| (one.id, one.number)).collect()))
     }
 
-    /// Returns the times of what is known to have happened.
-    fn calendar(&self, repository: &Repository, deleted: &[Deleted]) -> Result<Calendar> {
+    /// Reads the times of what is known to have happened.
+    fn reckoning(&self, repository: &Repository, deleted: &[Deleted]) -> Result<Reckoning> {
         let (now, grace) = (self.now(), self.config.grace);
-        let is_past = |at: Timestamp| Calendar::new(now, grace, []).end(at) <= now;
-        let mut times = Vec::new();
+        let simple = Calendar::new(now, grace, []);
         // Whatever happened, what waits for its time is not due.
-        if deleted.iter().any(|one| one.at.is_some_and(is_past)) {
-            let snapshots = self.all_snapshots(repository)?;
-            times.extend(snapshots.iter().map(|snapshot| snapshot.record.created));
-            times.extend(deleted.iter().filter_map(|one| one.at));
-            let records = deleted.iter().filter_map(|one| one.record.as_ref());
-            times.extend(records.map(|record| record.created));
-            times.extend(self.times_of_operations(repository)?);
+        let matters = |at: Timestamp| simple.end(at) <= now || simple.is_ahead(at);
+        if !deleted.iter().any(|one| one.at.is_some_and(matters)) {
+            return Ok(Reckoning { calendar: simple, times: Times::default() });
         }
-        Ok(Calendar::new(now, grace, times))
+        let snapshots = self.all_snapshots(repository)?;
+        let mut known: Vec<_> = snapshots.iter().map(|snapshot| snapshot.record.created).collect();
+        known.extend(deleted.iter().filter_map(|one| one.at));
+        let records = deleted.iter().filter_map(|one| one.record.as_ref());
+        known.extend(records.map(|record| record.created));
+        let times = self.times_of_operations(repository)?;
+        known.extend(&times.all);
+        Ok(Reckoning { calendar: Calendar::new(now, grace, known), times })
     }
 
     /// Says what waits in the trash, as if what is due was gone.
@@ -228,8 +239,8 @@ impl Engine {
             Due::All => false,
             Due::Only(due) => !due.contains(&(one.id, one.number)),
         });
-        let calendar = self.calendar(repository, &deleted)?;
-        let waits: Vec<Wait> = deleted.iter().map(|one| calendar.wait(one.at)).collect();
+        let reckoning = self.reckoning(repository, &deleted)?;
+        let waits: Vec<Wait> = deleted.iter().map(|one| reckoning.wait(one)).collect();
         let shares = self.trash_shares(repository, &deleted, due);
         Ok(TrashReport {
             snapshots: deleted.len(),
@@ -262,6 +273,43 @@ impl Engine {
         let bytes = trash.bytes.filter(|bytes| bytes.get() > 0)?;
         Some(format!("`tintype gc --now` frees {bytes} of deleted snapshots"))
     }
+}
+
+/// What tells how long deletions wait.
+struct Reckoning {
+    calendar: Calendar,
+    times: Times,
+}
+
+impl Reckoning {
+    fn wait(&self, deleted: &Deleted) -> Wait {
+        self.calendar.wait(deleted.at, self.times.since_met(deleted))
+    }
+
+    /// Returns until when a deletion can be undone at least, as far as that is known.
+    fn kept_until(&self, deleted: &Deleted) -> Option<Timestamp> {
+        let at = deleted.at?;
+        match self.calendar.is_ahead(at) {
+            true => self.wait(deleted).until(),
+            false => Some(self.calendar.end(at)),
+        }
+    }
+}
+
+/// Says for the log what was kept, and why.
+fn kept(doubted: usize, ahead: usize) -> String {
+    let mut parts = Vec::new();
+    if doubted > 0 {
+        parts.push(format!(
+            "kept {doubted} deleted snapshots whose time seems to be over: the clock may have jumped"
+        ));
+    }
+    match ahead {
+        0 => {}
+        1 => parts.push("met a deletion that is dated ahead of the clock".to_owned()),
+        more => parts.push(format!("met {more} deletions that are dated ahead of the clock")),
+    }
+    parts.join("; ")
 }
 
 fn deletions(repository: &Repository) -> Result<Vec<Deleted>> {

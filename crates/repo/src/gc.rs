@@ -40,6 +40,9 @@ pub struct GcReport {
     /// Snapshots being taken that have to end before more can be removed; a later
     /// call goes on. 0 when the collection is finished. In a dry run, those that would be waited for.
     pub waiting_for: u64,
+    /// Deleted snapshots that can be put back and do not tell all that they need, being
+    /// damaged: what was stored before them was left, whoever needs it.
+    pub damaged_deleted: u64,
     /// What was moved, so that the segments that it was in could be removed.
     pub compaction: CompactionReport,
     /// What was compressed again, and moved for that.
@@ -73,9 +76,9 @@ pub(crate) fn collect(
     supervisor: &dyn Supervisor,
 ) -> Result<GcReport, Error> {
     if dry_run {
-        let (condemned, _) = mark(vault, due)?;
+        let Garbage { condemned, damaged_deleted, .. } = mark(vault, due)?;
         let waiting_for = writers_at_work(vault)?;
-        return Ok(GcReport { waiting_for, ..report(vault, &condemned)? });
+        return Ok(GcReport { waiting_for, damaged_deleted, ..report(vault, &condemned)? });
     }
     heal::watch_sessions(vault, supervisor)?;
     heal::end_dead_sessions(vault)?;
@@ -84,10 +87,14 @@ pub(crate) fn collect(
         supervisor.check()?;
         let (epoch, is_own) = match epoch::newest(vault)? {
             (epoch, Stage::Condemned | Stage::Final) => (epoch, false),
-            (epoch, Stage::Done) => match begin(vault, epoch::after(epoch)?, due)? {
-                Some(begun) => begun,
-                None => break,
-            },
+            (epoch, Stage::Done) => {
+                let garbage = mark(vault, due)?;
+                total.damaged_deleted = garbage.damaged_deleted;
+                match begin(vault, epoch::after(epoch)?, &garbage)? {
+                    Some(begun) => begun,
+                    None => break,
+                }
+            }
         };
         let GcReport { segments, freed_bytes, waiting_for, .. } =
             finish(vault, epoch, due, supervisor)?;
@@ -104,12 +111,11 @@ pub(crate) fn collect(
 
 /// Begins an epoch, unless there is nothing to do; returns it, and whether no
 /// other collector was first.
-fn begin(vault: &Vault, epoch: u64, due: &Due) -> Result<Option<(u64, bool)>, Error> {
-    let (condemned, needless) = mark(vault, due)?;
-    if condemned.is_empty() && !needless {
+fn begin(vault: &Vault, epoch: u64, garbage: &Garbage) -> Result<Option<(u64, bool)>, Error> {
+    if garbage.condemned.is_empty() && !garbage.forgettable {
         return Ok(None);
     }
-    let put = epoch::put(vault, epoch, Stage::Condemned, &condemned)?;
+    let put = epoch::put(vault, epoch, Stage::Condemned, &garbage.condemned)?;
     Ok(Some((epoch, put == Put::Created)))
 }
 
@@ -136,19 +142,27 @@ fn finish(
     Ok(report)
 }
 
-/// Returns the segments that nothing needs but what is due, and whether there are
-/// deleted snapshots or old moves to forget.
-fn mark(vault: &Vault, due: &Due) -> Result<(Segments, bool), Error> {
+/// What can go.
+struct Garbage {
+    /// The segments that nothing needs but what is due.
+    condemned: Segments,
+    /// Whether there are deleted snapshots or old moves to forget.
+    forgettable: bool,
+    damaged_deleted: u64,
+}
+
+fn mark(vault: &Vault, due: &Due) -> Result<Garbage, Error> {
     // In this order: what is needed was stored before it could be needed.
-    let marked = Needed::read(vault, |deletions, id| deletions.has_due(id, due))?;
-    let (needed, read) = marked.segments(vault)?;
+    let needed = Needed::read(vault, |deletions, id| deletions.has_due(id, due))?;
+    let forgettable = needed.forgettable;
+    let marked = needed.segments(vault)?;
     let present = mark::present(vault)?;
     // A listing that lacks what must be there is not to be trusted.
-    if let Some(missing) = needed.iter().find(|segment| !present.contains(segment)) {
+    if let Some(missing) = marked.missing(&present) {
         return Err(Error::damaged(missing.key(), None, "it is missing"));
     }
-    let condemned = present.difference(&needed).filter(|segment| !read.contains(segment));
-    Ok((condemned.copied().collect(), marked.forgettable))
+    let condemned = present.into_iter().filter(|segment| !marked.keeps(segment)).collect();
+    Ok(Garbage { condemned, forgettable, damaged_deleted: marked.damaged })
 }
 
 /// Ends the dead ones of the writers that may not know of the epoch; returns
@@ -206,9 +220,8 @@ fn finalize(vault: &Vault, epoch: u64, due: &Due) -> Result<Segments, Error> {
 /// can still be undone.
 fn decide(vault: &Vault, epoch: u64) -> Result<Segments, Error> {
     let condemned = epoch::read(vault, epoch, Stage::Condemned)?;
-    let (needed, read) = Needed::read(vault, Deletions::has_collected)?.segments(vault)?;
-    let doomed = condemned.difference(&needed).filter(|segment| !read.contains(segment));
-    Ok(doomed.copied().collect())
+    let marked = Needed::read(vault, Deletions::has_collected)?.segments(vault)?;
+    Ok(condemned.into_iter().filter(|segment| !marked.keeps(segment)).collect())
 }
 
 /// Replaces the decision of the epoch under way if that is what is damaged;

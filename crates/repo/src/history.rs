@@ -126,6 +126,18 @@ impl History {
         all.into_iter().flatten().collect()
     }
 
+    /// Returns the sequence numbers of the snapshots that were taken here and never
+    /// moved: each is above those of all snapshots that it may refer to. That does not
+    /// hold for copies, which keep their order, and for what was mended.
+    pub(crate) fn in_sequence(&self) -> HashMap<SnapshotId, u64> {
+        let is_sure = |record: &&SnapshotRecord| {
+            let is_own = record.origin.is_none() && record.part.is_none();
+            is_own && !self.versions.contains_key(&record.id)
+        };
+        let sure = self.records.values().filter(is_sure);
+        sure.map(|record| (record.id, record.sequence)).collect()
+    }
+
     /// Returns the number that the next version of a snapshot's places has.
     pub(crate) fn next_version(&self, id: SnapshotId) -> Result<u32, Error> {
         let newest = self.versions(id).next_back().map_or(0, |((version, _), _)| *version);

@@ -1,10 +1,15 @@
 //! Which segments are needed, and by whom.
 //!
+//! A snapshot that is deleted and can be put back may be damaged, so that its maps do
+//! not tell all that it needs. It can only need what was stored before it; so what is
+//! surely later is told apart, and all else is kept for it, until it is mended or its
+//! deletion ended.
+//!
 //! In this order: the deletions, the outcomes, the slots. A reader puts its slot
 //! and then looks at the other two, so either the slot is seen here or the reader
 //! sees what was deleted; what was moved before the epoch began it sees anyway.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use tintype_types::SnapshotId;
 
@@ -12,6 +17,7 @@ use crate::Error;
 use crate::epoch::Segments;
 use crate::gone::Deletions;
 use crate::history::{History, Reading};
+use crate::loss::sound;
 use crate::pointer::SegmentName;
 use crate::reach;
 use crate::record::SnapshotRecord;
@@ -30,6 +36,43 @@ pub(crate) struct Needed {
     pub forgettable: bool,
     /// Those moves.
     pub needless_moves: Vec<SnapshotId>,
+    /// Those of the records that are deleted and can be put back.
+    trash: HashSet<SnapshotId>,
+    /// The sessions whose order is sure, and their places in it.
+    in_sequence: HashMap<SnapshotId, u64>,
+}
+
+/// The segments that are needed.
+#[derive(Debug, Default)]
+pub(crate) struct Marked {
+    /// Those that must be there.
+    needed: Segments,
+    /// Others that may be read, or put back.
+    spared: Segments,
+    /// How many snapshots in the trash do not tell all that they need, and the last of
+    /// them in the sequence.
+    pub damaged: u64,
+    newest_damaged: Option<u64>,
+    in_sequence: HashMap<SnapshotId, u64>,
+}
+
+impl Marked {
+    /// Whether a segment has to stay.
+    pub(crate) fn keeps(&self, segment: &SegmentName) -> bool {
+        self.needed.contains(segment) || self.spared.contains(segment) || self.is_doubtful(segment)
+    }
+
+    /// Whether a damaged snapshot may need it.
+    fn is_doubtful(&self, segment: &SegmentName) -> bool {
+        self.newest_damaged.is_some_and(|newest| {
+            self.in_sequence.get(&segment.session).is_none_or(|sequence| *sequence <= newest)
+        })
+    }
+
+    /// Returns a segment that must be there and is not.
+    pub(crate) fn missing(&self, present: &Segments) -> Option<SegmentName> {
+        self.needed.difference(present).next().copied()
+    }
 }
 
 impl Needed {
@@ -52,6 +95,7 @@ impl Needed {
             forgettable: !vault.store.has_late_writes()
                 && deletions.collected().any(|snapshot| !is_read(snapshot)),
             needless_moves: history.needless_moves(is_gone, is_read),
+            in_sequence: history.in_sequence(),
             ..Self::default()
         };
         needed.forgettable |= !needed.needless_moves.is_empty();
@@ -64,21 +108,51 @@ impl Needed {
                 needed.forgettable = true;
             } else {
                 needed.records.extend(history.current(id)?);
+                needed.trash.extend(deletions.has(id).then_some(id));
             }
         }
         Ok(needed)
     }
 
-    /// Returns the segments that must be there, and others that may be read.
-    pub(crate) fn segments(&self, vault: &Vault) -> Result<(Segments, Segments), Error> {
-        let mut read = Segments::new();
+    /// Returns the segments that are needed.
+    pub(crate) fn segments(self, vault: &Vault) -> Result<Marked, Error> {
+        let mut marked = Marked::default();
         for record in &self.superseded {
-            match reach::segments_so_far(vault, record, &mut read) {
-                Ok(()) | Err(Error::Damaged(_)) => {}
-                Err(error) => return Err(error),
-            }
+            sound(reach::segments_so_far(vault, record, &mut marked.spared))?;
         }
-        Ok((reach::segments(vault, &self.records)?, read))
+        let (trash, there): (Vec<_>, Vec<_>) =
+            self.records.iter().partition(|record| self.trash.contains(&record.id));
+        marked.needed = reach::segments(vault, there)?;
+        match reach::segments(vault, trash.iter().copied()) {
+            Ok(segments) => marked.spared.extend(segments),
+            Err(Error::Damaged(_)) => {
+                for record in trash {
+                    self.add_damaged(vault, record, &mut marked)?;
+                }
+            }
+            Err(error) => return Err(error),
+        }
+        marked.in_sequence = self.in_sequence;
+        Ok(marked)
+    }
+
+    /// Adds what a snapshot in the trash needs, as far as it tells.
+    fn add_damaged(
+        &self,
+        vault: &Vault,
+        record: &SnapshotRecord,
+        marked: &mut Marked,
+    ) -> Result<(), Error> {
+        let Err(error) = reach::segments_so_far(vault, record, &mut marked.spared) else {
+            return Ok(());
+        };
+        let (Error::Damaged(_), Some(sequence)) = (&error, self.in_sequence.get(&record.id)) else {
+            return Err(error);
+        };
+        tracing::warn!(%error, "a deleted snapshot does not tell all that it needs");
+        marked.damaged += 1;
+        marked.newest_damaged = marked.newest_damaged.max(Some(*sequence));
+        Ok(())
     }
 }
 

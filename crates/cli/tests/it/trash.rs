@@ -151,11 +151,36 @@ fn knows_the_time_though_the_clock_of_who_deletes_is_wrong() {
     assert_eq!(times.gc(-3_650), (2, 0));
     assert_eq!(times.trash().len(), 2);
     // Sooner only if that is wanted.
-    let freed = times.on(6, &["gc", "--grace", "2d"]);
+    let freed = times.on(6, &["gc", "--grace", "6d"]);
     assert_eq!(freed["trash"]["doubted"], 1, "{freed}");
     times.on(6, &["undo", "web@a"]);
     assert_eq!(times.vm.snapshots(), ["a"]);
     assert_eq!(times.on(0, &["gc", "--now"])["trash"]["snapshots"], 0);
     times.vm.tintype.json(&["revert", "web", "a", "--no-safety"]);
     times.vm.must_be(1);
+}
+
+#[test]
+fn goes_in_time_though_a_snapshot_is_of_the_future() {
+    let times = Times::start();
+    // A clock that is ten years ahead takes one, and so every later deletion is dated
+    // then: none is older than a snapshot that was there.
+    times.on(3_650, &["take", "web", "--name", "ahead"]);
+    times.on(0, &["rm", "web@a"]);
+    let listed = times.on(0, &["log", "--deleted"]);
+    let time = |field: &str| listed[field].as_str().unwrap().to_owned();
+    assert!(time("deleted") > time("kept_until"), "it does not wait for that: {listed}");
+    assert_eq!(times.gc(0), (1, 0));
+    let met = times.vm.tintype.lines(&["op", "log"])[0]["did"].clone();
+    assert_eq!(met, "met a deletion that is dated ahead of the clock");
+    // The time has to be seen passing, in whatever order clocks say that it does.
+    for day in [1, 3_651, 2, 2, 6, 8] {
+        assert_eq!(times.gc(day), (1, 0), "on day {day}");
+    }
+    assert_eq!(times.gc(3_660), (1, 1), "nobody has seen these days");
+    for day in [10, 13, 14, 17] {
+        assert_eq!(times.gc(day), (1, 0), "on day {day}");
+    }
+    assert_eq!(times.gc(18), (0, 0));
+    assert_eq!(times.vm.snapshots(), ["b", "ahead"]);
 }

@@ -1,12 +1,14 @@
 //! Deletion, undo, collection, compaction and pins on a real folder.
 
+use std::collections::HashSet;
+use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use jiff::Timestamp;
 use proptest::prelude::*;
 use tintype_repo::{
-    CompactionReport, Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord, Supervisor,
-    Unwritten, VerifyLevel,
+    CompactionReport, Due, Error, GcParams, ImageParams, Kind, Repository, SnapshotRecord,
+    Supervisor, Unwritten, VerifyLevel,
 };
 use tintype_types::ByteCount;
 
@@ -197,7 +199,7 @@ fn damage_stops_collection() {
     let (records, _) = chain(&repository, 3);
     repository.remove(records[0].id).unwrap();
     let path = repository.path().join(format!("outcome/{}", records[1].id));
-    std::fs::write(&path, "damaged").unwrap();
+    fs::write(&path, "damaged").unwrap();
     let before = repository.usage().unwrap();
     assert_eq!(repository.gc(GcParams::default(), &()).unwrap_err().kind(), Kind::Damaged);
     assert_eq!(repository.usage().unwrap(), before);
@@ -437,4 +439,64 @@ proptest! {
         let records = moved;
         check_good(&Repository::open(repository.path()).unwrap(), &records, &images);
     }
+}
+
+#[test]
+fn what_a_damaged_deleted_snapshot_may_need_stays_and_the_rest_goes() {
+    let (_folder, repository) = new_repository();
+    let images: Vec<_> = (1..5).map(|seed| content(seed, 100 * BLOCK)).collect();
+    let records: Vec<_> = images.iter().map(|image| take(&repository, image, None)).collect();
+    for record in &records[..3] {
+        repository.remove(record.id).unwrap();
+    }
+    let own = |record: &SnapshotRecord| {
+        let mut own = files(&repository.path().join("seg"));
+        own.retain(|path| path.to_string_lossy().contains(&record.id.to_string()));
+        own
+    };
+    // In the header, 1 is data and 2 is maps.
+    let of_kind = |kind: u8| {
+        let mut own = own(&records[1]).into_iter();
+        own.find(|path| fs::read(path).unwrap()[10] == kind).unwrap()
+    };
+    let due: HashSet<_> = repository.deleted().unwrap().iter().map(|d| (d.id, d.number)).collect();
+    let due = |not: &[usize]| {
+        let is_due = |id| !not.iter().any(|at| records[*at].id == id);
+        Due::Only(due.iter().copied().filter(|(id, _)| is_due(*id)).collect())
+    };
+    let collect = |due: Due, dry_run| {
+        let mut params = GcParams::default();
+        (params.due, params.dry_run) = (due, dry_run);
+        Repository::open(repository.path()).unwrap().gc(params, &()).unwrap()
+    };
+    // That data is missing says nothing about what else is needed.
+    let (data, map) = (of_kind(1), of_kind(2));
+    let (good_data, good_map) = (fs::read(&data).unwrap(), fs::read(&map).unwrap());
+    fs::remove_file(&data).unwrap();
+    assert_eq!(collect(due(&[0, 1, 2]), false), tintype_repo::GcReport::default());
+
+    let mut bad = good_map.clone();
+    bad[100] ^= 1;
+    fs::write(&map, bad).unwrap();
+    let would = collect(due(&[1]), true);
+    let report = collect(due(&[1]), false);
+    assert_eq!((&would, report.damaged_deleted), (&report, 1));
+    assert!(report.segments > 0 && own(&records[2]).is_empty(), "what came later: {report:?}");
+    assert_eq!(own(&records[0]).len(), 2, "what it may need");
+    assert!(map.exists(), "what it needs");
+    let opened = Repository::open(repository.path()).unwrap();
+    assert!(read_all(&opened, &records[3].images[0].root) == images[3]);
+
+    fs::write(&data, good_data).unwrap();
+    fs::write(&map, good_map).unwrap();
+    let opened = Repository::open(repository.path()).unwrap();
+    opened.undo_remove(records[1].id).unwrap();
+    assert!(read_all(&opened, &records[1].images[0].root) == images[1]);
+    let report = collect(Due::All, false);
+    assert_eq!((report.damaged_deleted, own(&records[0]).len()), (0, 0));
+    check_good(
+        &opened,
+        &[records[1].clone(), records[3].clone()],
+        &[images[1].clone(), images[3].clone()],
+    );
 }
