@@ -5,8 +5,8 @@ use std::path::Path;
 
 use tintype_image::{Content, Format, HostConfig, ImageHost, ImageSpec, PullParams};
 use tintype_repo::{ImageReader, ImageRoot, Repository};
-use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
-use tintype_vm::{Disk, DiskRead, DiskSink, SinkError};
+use tintype_types::{BLOCK_SIZE, ByteCount, Extent, VmId};
+use tintype_vm::{Disk, DiskRead, DiskSink, SinkError, stored_names};
 
 use crate::details::{SavedDisk, Snapshot};
 use crate::error::{Error, Result};
@@ -77,6 +77,13 @@ impl DiskHost<'_> {
         host.close().map_err(Error::step("cannot close the disk images"))
     }
 
+    /// Removes the bitmaps of a VM from the image of a disk.
+    pub(crate) fn remove_bitmaps(&self, disk: &Disk, vm: VmId) -> Result<()> {
+        let mut host = self.open(&[disk], true)?;
+        host.remove_bitmaps(0, &stored_names(vm)).map_err(cannot_remove(disk))?;
+        host.close().map_err(Error::step("cannot close the disk images"))
+    }
+
     /// Makes disks what they were in a snapshot. Where they are known to be those
     /// of `base`, only the blocks that differ are read and written; otherwise all
     /// are compared. Returns how many bytes were written; they are durable.
@@ -96,6 +103,9 @@ impl DiskHost<'_> {
         let mut written = 0;
         for (number, saved) in saved.iter().enumerate() {
             let root = target.promised_image(&saved.image)?;
+            // One that is inconsistent would not let the image be resized.
+            host.remove_bitmaps(number, &stored_names(target.record.vm))
+                .map_err(cannot_remove(&saved.disk))?;
             let resized = host.image(number).size() != root.size();
             if resized {
                 host.resize(number, root.size()).map_err(Error::step(format!(
@@ -114,6 +124,10 @@ impl DiskHost<'_> {
         host.close().map_err(Error::step("cannot close the disk images"))?;
         Ok(written)
     }
+}
+
+fn cannot_remove(disk: &Disk) -> impl FnOnce(tintype_image::Error) -> Error + use<> {
+    Error::step(format!("cannot remove the bitmap from the image of the disk `{}`", disk.name))
 }
 
 /// Returns the image in `base` of the disk that is in the same file.

@@ -6,7 +6,9 @@ use std::process::Command;
 
 use serde::Serialize;
 use tintype_types::VmName;
-use tintype_vm::{Abilities, AgentChannel, Hardware, can_serve_missing_pages};
+use tintype_vm::{
+    Abilities, AgentChannel, Disk, Guest, Hardware, Inventory, can_serve_missing_pages,
+};
 
 use crate::Engine;
 use crate::error::{Error, Result};
@@ -98,8 +100,9 @@ impl Engine {
         let mut guest = vm.connect()?;
         let cannot = |error| Error::failed(format!("cannot look at `{name}`")).because(error);
         let abilities = guest.abilities().map_err(cannot)?;
-        let version = guest.inventory().map_err(cannot)?.qemu_version;
-        findings.push(Finding::new("QEMU of the VM", Health::Good, version));
+        let inventory = guest.inventory().map_err(cannot)?;
+        let stop = stop_finding(&mut guest, &inventory);
+        findings.push(Finding::new("QEMU of the VM", Health::Good, inventory.qemu_version));
         findings.push(memory_finding(&guest.memory_blockers().map_err(cannot)?));
         findings.push(match guest.refuse_unfit() {
             Ok(()) => Finding::new("state", Health::Good, "a snapshot can be taken now"),
@@ -112,6 +115,7 @@ impl Engine {
             Ok(()) => Finding::new("disks", Health::Good, "kept at the instant while the guest writes on; a failure of ours never fails a write of the guest"),
             Err(error) => Finding::new("disks", Health::Missing, error.to_string()),
         });
+        findings.push(stop);
         findings.push(agent_finding(guest.agent_channel().map_err(cannot)?));
         if abilities.io_threads {
             findings.push(Finding::new("I/O threads", Health::Fallback, "when QEMU pauses a guest it can lose the interrupt of a disk in an I/O thread, and the guest waits for that disk for ever: rare, QEMU's own, and so in every pause, not only in tintype's"));
@@ -130,6 +134,21 @@ impl Engine {
         }
         Ok(findings)
     }
+}
+
+/// Says of which disks it is known after a stop what has changed.
+fn stop_finding(guest: &mut Guest, inventory: &Inventory) -> Finding {
+    let mut why_not =
+        |disk: &Disk| Some(format!("`{}`: {}", disk.name, guest.backing_files(disk).err()?));
+    let read_whole: Vec<String> = inventory.writable_disks().filter_map(&mut why_not).collect();
+    let known = "after `tintype vm stop` and a start, a take reads what was written";
+    let (health, meaning) = match read_whole.is_empty() {
+        true => (Health::Good, known.to_owned()),
+        false => {
+            (Health::Fallback, format!("{known}, but all of the disk {}", read_whole.join(", ")))
+        }
+    };
+    Finding::new("after a stop", health, meaning)
 }
 
 fn agent_finding(channel: AgentChannel) -> Finding {

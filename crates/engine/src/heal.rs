@@ -63,6 +63,7 @@ impl Engine {
                     self.see_thawed(&vm.name, self.ask_thaw(vm));
                 }
             }
+            Some(Intent::Stop { process }) => self.take_back_stop(vm, process)?,
             Some(Intent::Clone { folder }) => {
                 await_start(vm);
                 self.remove_clone(vm, &folder)?;
@@ -118,6 +119,28 @@ impl Engine {
         self.forget_intent(&vm.name)
     }
 
+    /// Takes back what a stop has stored, of a VM that was not stopped.
+    fn take_back_stop(&self, vm: &mut LeasedVm, process: ProcessId) -> Result<()> {
+        let taken_back = unless_ended(process, || {
+            let mut guest = vm.connect()?;
+            self.unstore_bitmaps(vm, &mut guest)?;
+            self.config.observer.notice(&format!(
+                "a stop of `{}` had been interrupted; it runs on, and what it left is cleaned up",
+                vm.name
+            ));
+            Ok(())
+        });
+        taken_back.map_err(|error| {
+            Error::failed(format!("cannot repair what an interrupted stop left in `{}`", vm.name))
+                .hint(format!(
+                    "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
+                    vm.name
+                ))
+                .state("the guest runs, or shuts down")
+                .because(error)
+        })
+    }
+
     /// Takes back what a take has changed in QEMU, and lets the guest run.
     fn erase(&self, vm: &LeasedVm, footprint: &Footprint) -> Result<()> {
         let erased = unless_ended(footprint.process, || {
@@ -148,7 +171,7 @@ fn await_start(vm: &LeasedVm) {
 }
 
 /// Repairs a QEMU, which is not needed when it has ended or does so meanwhile.
-fn unless_ended(process: ProcessId, repair: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn unless_ended(process: ProcessId, repair: impl FnOnce() -> Result<()>) -> Result<()> {
     if !process.is_alive() {
         return Ok(());
     }

@@ -47,6 +47,11 @@ pub(crate) enum Intent {
         #[serde(default)]
         thaw: bool,
     },
+    /// A stop stores bitmaps in the images of a VM: remove them, unless it has stopped.
+    Stop {
+        /// The QEMU that is to end.
+        process: ProcessId,
+    },
     /// A VM is being made of a snapshot: remove it, nobody was told of it yet.
     Clone {
         /// The folder of its disks, which did not exist before.

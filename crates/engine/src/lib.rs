@@ -58,6 +58,8 @@ mod sink;
 mod snapshots;
 mod space;
 mod start_script;
+mod stop;
+mod stored;
 mod supervisor;
 mod take;
 mod tracking;

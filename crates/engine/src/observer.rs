@@ -3,7 +3,7 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a clone, of a page server, of a disk server, of an
+/// The steps of a take, of a revert, of a stop, of a clone, of a page server, of a disk server, of an
 /// import, of a copy, of a deletion and of an undo, in order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,6 +12,8 @@ pub enum Step {
     TakeLease,
     TakeIntent,
     TakePreflight,
+    TakeMerged,
+    TakeTakenOver,
     TakeFrozen,
     TakeInstant,
     TakeResumed,
@@ -33,6 +35,10 @@ pub enum Step {
     RevertLineage,
     RevertRunning,
     RevertForgotten,
+    StopIntent,
+    StopStored,
+    StopPressed,
+    StopEnded,
     CloneIntent,
     CloneFilled,
     CloneLoaded,
@@ -55,10 +61,12 @@ pub enum Step {
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 42] = [
+    pub const ALL: [Self; 48] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
+        Self::TakeMerged,
+        Self::TakeTakenOver,
         Self::TakeFrozen,
         Self::TakeInstant,
         Self::TakeResumed,
@@ -80,6 +88,10 @@ impl Step {
         Self::RevertLineage,
         Self::RevertRunning,
         Self::RevertForgotten,
+        Self::StopIntent,
+        Self::StopStored,
+        Self::StopPressed,
+        Self::StopEnded,
         Self::CloneIntent,
         Self::CloneFilled,
         Self::CloneLoaded,

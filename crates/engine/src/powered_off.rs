@@ -13,7 +13,7 @@ use crate::media::Medium;
 use crate::observer::Step;
 use crate::quiesce::{Quiesce, Quiesced};
 use crate::sink::{Collected, SessionSink};
-use crate::take::Wish;
+use crate::take::{TakeParams, Wish};
 use crate::vms::LeasedVm;
 
 impl Engine {
@@ -24,11 +24,7 @@ impl Engine {
         wish: Wish<'_>,
     ) -> Result<Snapshot> {
         let Wish { params, name, purpose, began, .. } = wish;
-        if params.quiesce.mode == Quiesce::Require {
-            return Err(Error::refused("the guest's file systems cannot be frozen")
-                .because("the VM does not run".to_owned())
-                .state("no snapshot was taken; nothing was changed"));
-        }
+        refuse_to_freeze(params)?;
         let parent = self.parent(repository, vm)?;
         let session = repository
             .begin(SessionParams::default())
@@ -82,7 +78,20 @@ impl Engine {
             .commit(draft)
             .map_err(Error::step("the repository did not keep the snapshot"))?;
         self.config.observer.step(Step::TakeCommitted);
+        if params.full {
+            self.forget_stored(vm);
+        }
         self.place(vm, &record)?;
         Snapshot::read(record)
     }
+}
+
+/// Refuses what needs a guest that runs.
+fn refuse_to_freeze(params: &TakeParams) -> Result<()> {
+    if params.quiesce.mode == Quiesce::Require {
+        return Err(Error::refused("the guest's file systems cannot be frozen")
+            .because("the VM does not run".to_owned())
+            .state("no snapshot was taken; nothing was changed"));
+    }
+    Ok(())
 }

@@ -172,6 +172,7 @@ impl Engine {
     ) -> Result<Became> {
         let observer = &self.config.observer;
         self.end_loading(vm)?;
+        self.distrust_stored_bitmaps(vm)?;
         end_qemu(vm)?;
         observer.step(Step::RevertStopped);
         let folder = self.home.short_lived_folder()?;
@@ -448,13 +449,14 @@ pub(crate) struct Became {
 
 /// Ends the QEMU of a VM, whatever state it is in.
 pub(crate) fn end_qemu(vm: &LeasedVm) -> Result<()> {
-    if !vm.is_alive() {
-        return Ok(());
-    }
+    if vm.is_alive() { end_connected(vm, vm.connect()) } else { Ok(()) }
+}
+
+/// Ends a QEMU that is connected to, or that does not answer any more.
+pub(crate) fn end_connected(vm: &LeasedVm, connected: Result<Guest>) -> Result<()> {
     let cannot = |error| Error::failed("the old QEMU does not end").because(error);
-    match vm.connect() {
+    match connected {
         Ok(guest) => guest.quit().map_err(cannot),
-        // It does not answer any more.
         Err(error) => match vm.process() {
             Some(process) => {
                 process.kill();

@@ -144,9 +144,8 @@ impl Engine {
         guest: &mut Guest,
         wish: Wish<'_>,
     ) -> Result<(Snapshot, Watchdog)> {
-        let cannot = |error| {
-            Error::failed(format!("cannot take a snapshot of `{}`", vm.name)).because(error)
-        };
+        let what = format!("cannot take a snapshot of `{}`", vm.name);
+        let cannot = |error| Error::failed(&*what).because(error);
         let parent = self.parent(repository, vm)?;
         let untouched = |error: Error| error.state("nothing was changed; the guest runs as before");
         let plan = self.preflight(vm, guest, &wish).map_err(untouched)?;
@@ -490,7 +489,7 @@ impl Wish<'_> {
         disks: Vec<Disk>,
     ) {
         if self.reads_whole().is_none() {
-            vm.state.tracking = Some(Tracking { snapshot, process: guest.process(), disks });
+            vm.state.tracking = Some(Tracking::begin(snapshot, guest.process(), disks));
         } else if self.params.full {
             vm.state.tracking = None;
         }

@@ -1,4 +1,4 @@
-//! The registered VMs: run, add, list, show, start, stop, rm.
+//! The registered VMs: run, add, list, show, start, rm. `stop.rs` stops them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,7 +19,6 @@ use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lease::Lease;
 use crate::loading::Loading;
-use crate::revert::end_qemu;
 use crate::settings::VmSettings;
 
 /// What is kept of a registered VM.
@@ -93,9 +92,6 @@ pub(crate) struct LeasedVm {
     pub(crate) state: VmState,
     pub(crate) _lease: Lease,
 }
-
-/// How long a guest may take to shut itself down before `--force` is suggested.
-const POWER_DOWN_LIMIT: Duration = Duration::from_secs(60);
 
 /// From when a killed QEMU closes its monitor until its process is gone, at most.
 pub(crate) const DEATH_LIMIT: Duration = Duration::from_secs(5);
@@ -226,28 +222,6 @@ impl Engine {
         let guest = self.launch(&vm, &[])?;
         self.saw(&mut vm, guest)?;
         self.report(&vm)
-    }
-
-    /// Stops a VM: by its power button, or at once with `force`.
-    pub fn stop_vm(&self, name: &VmName, force: bool) -> Result<VmReport> {
-        if force {
-            // Nothing is repaired before: it may be QEMU that hangs.
-            let vm = self.lease_as_it_is(name, "vm stop")?;
-            self.end_loading(&vm)?;
-            end_qemu(&vm)?;
-            return self.report(&vm);
-        }
-        let vm = self.lease(name, "vm stop")?;
-        if !vm.is_alive() {
-            return self.report(&vm);
-        }
-        match vm.connect()?.power_down(POWER_DOWN_LIMIT) {
-            Ok(true) => self.report(&vm),
-            Ok(false) => Err(Error::failed(format!("`{name}` does not shut down"))
-                .state("its power button was pressed; it still runs")
-                .hint(format!("`tintype vm stop {name} --force` ends it as a power cut would"))),
-            Err(error) => Err(Error::failed(format!("cannot stop `{name}`")).because(error)),
-        }
     }
 
     /// Forgets a VM. Its QEMU runs on, without our bitmaps; its disks and snapshots stay.

@@ -101,6 +101,25 @@ impl ImageHost {
         resized.map(|_| ())
     }
 
+    /// Removes the dirty bitmaps that are in an image and whose names start so.
+    ///
+    /// # Panics
+    ///
+    /// If there are not so many images, or this one is open for reading alone.
+    pub fn remove_bitmaps(&mut self, number: usize, start: &str) -> Result<(), Error> {
+        assert_eq!(self.images[number].spec().access, Access::ReadWrite, "to be changed");
+        let node = node(number);
+        let nodes = self.monitor.call("query-named-block-nodes", &json!({ "flat": true }))?;
+        let own = nodes.as_array().and_then(|nodes| nodes.iter().find(|n| n["node-name"] == node));
+        let bitmaps = own.and_then(|own| own["dirty-bitmaps"].as_array()).into_iter().flatten();
+        let names = bitmaps.filter_map(|bitmap| bitmap["name"].as_str());
+        for name in names.filter(|name| name.starts_with(start)) {
+            let this = json!({ "node": node, "name": name });
+            self.monitor.call("block-dirty-bitmap-remove", &this)?;
+        }
+        Ok(())
+    }
+
     /// Waits until a deleted export has no more users.
     fn wait_for_export_to_go(&mut self, id: &str) -> Result<(), Error> {
         let command = "query-block-exports";

@@ -1,12 +1,13 @@
 //! One guest: the QEMU process and its monitor, owned by one task.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::abilities::Abilities;
 use crate::agent::AgentChannel;
+use crate::cancel::Cancel;
 use crate::error::{Error, Result};
 use crate::footprint::Footprint;
 use crate::hardware::{Hardware, compare};
@@ -17,6 +18,9 @@ use crate::qmp::Qmp;
 
 /// How long a QEMU that was told to quit may take.
 const QUIT_LIMIT: Duration = Duration::from_secs(20);
+
+/// Between two looks whether the wait for QEMU's end is to stop.
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A running QEMU, held by its monitor: while this value lives, no other
 /// program drives the guest.
@@ -113,11 +117,24 @@ impl Guest {
         pause::start_running(&mut self.qmp)
     }
 
-    /// Asks the guest's system to shut down, as its power button would, and
-    /// waits for QEMU's end. Tells whether it came in time.
-    pub fn power_down(mut self, limit: Duration) -> Result<bool> {
-        self.qmp.execute("system_powerdown", json!({}))?;
-        Ok(self.process.wait_end(limit))
+    /// Asks the guest's system to shut down, as its power button would.
+    pub fn press_power_button(&mut self) -> Result<()> {
+        self.qmp.execute("system_powerdown", json!({})).map(drop)
+    }
+
+    /// Waits for QEMU's end. Tells whether it came in time.
+    pub fn wait_end(&self, limit: Duration, cancel: &Cancel) -> Result<bool> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.process.wait_end(left.min(LOOK_INTERVAL)) {
+                return Ok(true);
+            }
+            if left.is_zero() {
+                return Ok(false);
+            }
+            cancel.check()?;
+        }
     }
 
     /// Ends QEMU: by its monitor, which closes the images well, or by force when

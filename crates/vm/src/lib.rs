@@ -28,6 +28,7 @@ mod process;
 pub mod qmp;
 mod relocate;
 mod signs;
+mod stored;
 mod tpm;
 
 pub use abilities::Abilities;
@@ -55,4 +56,5 @@ pub use relocate::{
     FreePort, MovedFile, MovedPort, RelocateParams, Relocated, relocate, with_machine_type,
 };
 pub use signs::Signs;
+pub use stored::{BackingFile, can_store, stored_name, stored_names};
 pub use tpm::Tpm;

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use tintype_testkit::{Format, Qemu, Qmp};
 
 use crate::command::Tintype;
+use crate::scene::Held;
 
 /// Its disks, each a device of the name and a block node `node-NAME`.
 pub(crate) const DISKS: [(&str, Format); 2] = [("da", Format::Qcow2), ("db", Format::Raw)];
@@ -93,6 +94,20 @@ impl BareVm {
         self.qmp("block_resize", json!({"node-name": format!("node-{disk}"), "size": size}));
     }
 
+    /// Stops it by its power button, which ends QEMU as a guest would end it.
+    pub(crate) fn stop_by_power_button(&self) {
+        let held = self.held_stop("stop-pressed");
+        self.qmp("quit", json!({}));
+        let ended = held.let_go();
+        assert!(ended.status.success(), "{ended:?}");
+    }
+
+    /// Starts to stop it by its power button, and waits until that stands at a step.
+    pub(crate) fn held_stop(&self, step: &str) -> Held {
+        let mut command = self.tintype.command();
+        Held::start(command.args(["vm", "stop", "web"]), self.folder.path(), step)
+    }
+
     /// Copies what a disk holds now. Nobody may write to it meanwhile.
     pub(crate) fn copy(&self, disk: &str, format: Format, to: &str) -> PathBuf {
         let to = self.path(&format!("{to}-{disk}"));
@@ -158,6 +173,13 @@ pub(crate) fn image_tool(arguments: &[&str], paths: &[&Path], more: &[&str]) {
     let mut command = Command::new("qemu-img");
     let status = command.args(arguments).args(paths).args(more).status().unwrap();
     assert!(status.success(), "qemu-img {arguments:?} {paths:?}");
+}
+
+/// Writes to an image that nobody has open, as any program does that knows its format.
+pub(crate) fn image_io(image: &Path, format: Format, command: &str) {
+    let arguments = ["-f", format.name(), "-d", "unmap", "-c", command];
+    let output = Command::new("qemu-io").args(arguments).arg(image).output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
 }
 
 /// Returns how a take has read a disk: `incremental`, or `full: ` and why.

@@ -42,6 +42,7 @@ mod same_as_full;
 mod scene;
 mod soak;
 mod space;
+mod stored;
 mod subject;
 mod switched_off;
 mod tpm;

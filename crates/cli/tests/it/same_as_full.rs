@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tintype_testkit::{Error, Format, Qemu};
 
-use crate::bare_vm::{BareVm, DISKS, reading};
+use crate::bare_vm::{BareVm, DISKS, image_io, reading};
 use crate::cycles::Random;
 use crate::scene::{TAKE, WITHIN};
 use crate::soak::{seed_of_now, wanted};
@@ -71,6 +71,9 @@ struct Tally {
     off: u64,
     resized: u64,
     restarted: u64,
+    stopped: u64,
+    written_while_off: u64,
+    put_back_while_off: u64,
     reverted: u64,
 }
 
@@ -80,8 +83,8 @@ struct World<'w> {
     random: &'w mut Random,
     tally: &'w mut Tally,
     sizes: [u64; 2],
-    /// The sizes in the snapshot since which QEMU records, if it does.
-    recorded: Option<[u64; 2]>,
+    /// The size of each disk in the snapshot since which it is recorded, if it is.
+    recorded: [Option<u64>; 2],
     /// Snapshots of which there are copies, with the sizes of the disks.
     kept: Vec<(String, [u64; 2])>,
     takes: u64,
@@ -92,14 +95,14 @@ impl<'w> World<'w> {
         let vm = BareVm::start(qemu, SIZES[0]);
         let sizes = [SIZES[0]; 2];
         let kept = Vec::new();
-        let mut world = Self { vm, random, tally, sizes, recorded: None, kept, takes: 0 };
+        let mut world = Self { vm, random, tally, sizes, recorded: [None; 2], kept, takes: 0 };
         (0..8).for_each(|_| world.write());
         world.take_and_check();
         world
     }
 
     fn step(&mut self) {
-        match self.random.below(60) {
+        match self.random.below(64) {
             0..36 => self.write(),
             36..46 => self.take_and_check(),
             46..49 => self.take_while_written(),
@@ -107,6 +110,7 @@ impl<'w> World<'w> {
             51..55 => self.resize(),
             55 => self.kill_qemu(),
             56 => self.switch_off_and_on(),
+            57..60 => self.stop_and_start(),
             _ => self.revert(),
         }
     }
@@ -118,20 +122,24 @@ impl<'w> World<'w> {
     /// Does to a disk what a guest does: writes, zeros and discards, mostly unaligned.
     fn write(&mut self) {
         let at = self.below(2);
-        let (disk, format) = DISKS[at];
+        let command = self.some_write(at);
+        self.vm.io(DISKS[at].0, &command);
+    }
+
+    fn some_write(&mut self, at: usize) -> String {
+        let format = DISKS[at].1;
         let sectors = self.sizes[at] / 512;
         let first = self.random.below(sectors);
         let len = (1 + self.random.below(600)).min(sectors - first) * 512;
         let offset = first * 512;
         let pattern = 1 + self.random.below(255);
-        let command = match self.random.below(8) {
+        match self.random.below(8) {
             0 => format!("write -z {offset} {len}"),
             1 => format!("write -z -u {offset} {len}"),
             2 => format!("discard {offset} {len}"),
             3 if format == Format::Qcow2 => format!("write -f -P {pattern} {offset} {len}"),
             _ => format!("write -P {pattern} {offset} {len}"),
-        };
-        self.vm.io(disk, &command);
+        }
     }
 
     /// Takes a snapshot, with memory or without, whose disks have to be those of now.
@@ -181,7 +189,7 @@ impl<'w> World<'w> {
         self.write();
         self.vm.tintype.wait_repaired();
         if step == "take-forgotten" {
-            self.recorded = Some(self.sizes);
+            self.recorded = self.sizes.map(Some);
         }
         if ["take-committed", "take-forgotten"].contains(&step) {
             self.vm.must_restore(&name, &name);
@@ -192,7 +200,7 @@ impl<'w> World<'w> {
     fn check_taken(&mut self, taken: &Value, name: &str) {
         for (at, (disk, _)) in DISKS.into_iter().enumerate() {
             let was = reading(taken, disk);
-            let expected = self.recorded.is_some_and(|sizes| sizes[at] == self.sizes[at]);
+            let expected = self.recorded[at] == Some(self.sizes[at]);
             assert_eq!(was == "incremental", expected, "{disk} was read {was}");
             let count = if expected { &mut self.tally.incremental } else { &mut self.tally.full };
             *count += 1;
@@ -200,7 +208,7 @@ impl<'w> World<'w> {
             let id = taken["id"].as_str().unwrap();
             assert!(ours.len() == 1 && ours[0].ends_with(id), "{ours:?}");
         }
-        self.recorded = Some(self.sizes);
+        self.recorded = self.sizes.map(Some);
         self.vm.must_restore(name, name);
         self.kept.push((name.to_owned(), self.sizes));
     }
@@ -222,7 +230,7 @@ impl<'w> World<'w> {
         kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
         wait_until(|| self.vm.tintype.json(&["vm", "show", "web"])["state"] == "stopped");
         self.vm.tintype.json(&["vm", "start", "web"]);
-        self.recorded = None;
+        self.recorded = [None; 2];
     }
 
     fn switch_off_and_on(&mut self) {
@@ -233,8 +241,50 @@ impl<'w> World<'w> {
         let taken = self.vm.tintype.json(&["take", "web", "--name", &name]);
         assert_eq!(reading(&taken, "da"), "full: QEMU did not run");
         self.vm.must_restore(&name, &name);
+        self.start_again();
+    }
+
+    /// Stops the VM cleanly and starts it again. Meanwhile somebody may write to an image,
+    /// or put back an older copy of one.
+    fn stop_and_start(&mut self) {
+        self.tally.stopped += 1;
+        self.stop();
+        let at = self.below(2);
+        let image = self.vm.image(DISKS[at].0);
+        match self.random.below(3) {
+            0 => {
+                self.tally.written_while_off += 1;
+                let command = self.some_write(at);
+                image_io(&image, DISKS[at].1, &command);
+            }
+            1 => {
+                self.tally.put_back_while_off += 1;
+                let copy = self.vm.path("older");
+                fs::copy(&image, &copy).unwrap();
+                self.start_again();
+                (0..4).for_each(|_| self.write());
+                self.stop();
+                fs::copy(&copy, &image).unwrap();
+            }
+            _ => {}
+        }
+        self.start_again();
+    }
+
+    /// Stops it at once, or as its guest would when the power button was pressed.
+    fn stop(&mut self) {
+        match self.random.below(2) {
+            0 => drop(self.vm.tintype.json(&["vm", "stop", "web", "--force"])),
+            _ => self.vm.stop_by_power_button(),
+        }
+    }
+
+    fn start_again(&mut self) {
         self.vm.tintype.json(&["vm", "start", "web"]);
-        self.recorded = None;
+        for (recorded, (_, format)) in self.recorded.iter_mut().zip(DISKS) {
+            // It alone stores what has changed.
+            recorded.take_if(|_| format != Format::Qcow2);
+        }
     }
 
     /// Goes back to some snapshot, whatever sizes the disks had then.
@@ -250,7 +300,7 @@ impl<'w> World<'w> {
         assert_eq!(report["state"], "running");
         self.vm.must_hold(&name);
         self.sizes = sizes;
-        self.recorded = None;
+        self.recorded = [None; 2];
     }
 
     fn next_name(&mut self) -> String {
@@ -259,7 +309,7 @@ impl<'w> World<'w> {
     }
 }
 
-fn wait_until(mut condition: impl FnMut() -> bool) {
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool) {
     let deadline = Instant::now() + WITHIN;
     while !condition() {
         assert!(Instant::now() < deadline, "it does not come to that");
