@@ -135,3 +135,29 @@ fn but_not_of_what_cannot_be_isolated() {
     let usage = vm.tintype.run(&["verify", "--boot-timeout", "5"]);
     assert!(failed(&usage, 2).contains("--boot"), "it means nothing without");
 }
+
+/// A login prompt for the Debian guest, in the place of the tests' own line to it.
+const LOGIN: [&str; 6] = [
+    "cd /etc/systemd/system",
+    r"printf '[Service]\nExecStart=/sbin/agetty 115200 ttyS0 dumb\nStandardInput=tty\nTTYPath=/dev/ttyS0\n' >login.service",
+    "ln -s ../login.service multi-user.target.wants/",
+    "rm multi-user.target.wants/host-agent.service",
+    "ln -sf /dev/null qemu-guest-agent.service",
+    "sync",
+];
+
+#[test]
+fn of_a_debian_guest_by_its_agent_and_by_its_login_prompt() {
+    if !is_built(GuestKind::Debian) {
+        return;
+    }
+    let mut subject = Subject::start(Guest::of(GuestKind::Debian));
+    let home = subject.guest.files().folder().join("home");
+    subject.take(&["--name", "agent"]);
+    subject.guest.serial().must_run(&LOGIN.join(" && "), WITHIN);
+    subject.take(&["--name", "login", "--no-memory"]);
+    let boots = boot(&subject.tintype, 0, &["web@agent", "web@login"]);
+    assert_eq!(boots[0]["proof"], "its guest agent answers", "{boots:?}");
+    assert_eq!(boots[1]["proof"], "its serial line asks for a login", "{boots:?}");
+    must_be_gone(&subject.tintype, &home);
+}

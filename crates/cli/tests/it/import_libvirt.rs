@@ -187,7 +187,8 @@ fn internal_snapshots_of_libvirt_come_by_their_names() {
     for disk in ["web", "data"] {
         let (base, first) = (format!("{disk}.qcow2"), format!("{disk}.s1"));
         place.make(&base, None, 1);
-        tool("qemu-img", &["snapshot", "-c", "Before Upgrade", &place.image(&base)]);
+        let snapshot = ["snapshot", "-c", "Before Upgrade", "-f", "qcow2", &place.image(&base)];
+        tool("qemu-img", &snapshot);
         place.write(&base, 2);
         place.make(&first, Some(&base), 3);
     }
