@@ -31,7 +31,7 @@ const DAY: i64 = 86_400;
 /// Steps of a life.
 const STEPS: u64 = 30;
 /// Lives in CI, each time others.
-const LIVES: u64 = 30;
+const LIVES: u64 = 20;
 /// What a process that is to be killed is told to do.
 const TASK: &str = "TINTYPE_TEST_LIFE";
 /// What it says when it begins; the harness has begun the line.
