@@ -2,13 +2,16 @@
 //! back from one. QEMU's own block layer opens them, format given, never probed.
 
 use std::path::Path;
+use std::thread::{self, JoinHandle};
 
-use tintype_image::{Content, Format, HostConfig, ImageHost, ImageSpec, PullParams};
+use tempfile::TempDir;
+use tintype_image::{Content, Format, HostConfig, IdleHost, ImageHost, ImageSpec, PullParams};
 use tintype_repo::{ImageReader, ImageRoot, Repository};
 use tintype_types::{BLOCK_SIZE, ByteCount, Extent, VmId};
 use tintype_vm::{Disk, DiskRead, DiskSink, SinkError, stored_names};
 
 use crate::details::{SavedDisk, Snapshot};
+use crate::differences::write_differences;
 use crate::error::{Error, Result};
 use crate::observer::{Observer, Progress, Step};
 
@@ -24,8 +27,46 @@ pub(crate) struct DiskHost<'h> {
     pub(crate) folder: &'h Path,
 }
 
+type Started = std::result::Result<IdleHost, tintype_image::Error>;
+
+/// A QEMU that starts while other work is done. It opens nothing before it is asked to,
+/// and is gone when this is dropped.
+pub(crate) struct EarlyHost {
+    starting: Option<JoinHandle<Started>>,
+    _folder: TempDir,
+}
+
+impl EarlyHost {
+    /// Begins to start it; its folder is to be its own.
+    pub(crate) fn start(program: &Path, folder: TempDir) -> Self {
+        let config = HostConfig::new(program, folder.path());
+        let starting = thread::spawn(move || IdleHost::start(&config));
+        Self { starting: Some(starting), _folder: folder }
+    }
+
+    /// Returns it when it has started; `None` if it has not.
+    fn take(&mut self) -> Option<IdleHost> {
+        self.starting.take()?.join().ok()?.ok()
+    }
+}
+
+impl Drop for EarlyHost {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
 impl DiskHost<'_> {
     fn open(&self, disks: &[&Disk], writable: bool) -> Result<ImageHost> {
+        self.open_in(disks, writable, IdleHost::start)
+    }
+
+    fn open_in(
+        &self,
+        disks: &[&Disk],
+        writable: bool,
+        start: impl FnOnce(&HostConfig) -> Started,
+    ) -> Result<ImageHost> {
         let specs = disks
             .iter()
             .map(|disk| {
@@ -46,7 +87,8 @@ impl DiskHost<'_> {
                 })
             })
             .collect::<Result<Vec<_>>>()?;
-        ImageHost::open(&HostConfig::new(self.program, self.folder), &specs)
+        start(&HostConfig::new(self.program, self.folder))
+            .and_then(|idle| idle.open(&specs))
             .map_err(Error::step("cannot open the disk images"))
     }
 
@@ -89,8 +131,8 @@ impl DiskHost<'_> {
     /// are compared. Returns how many bytes were written; they are durable.
     pub(crate) fn write_back(
         &self,
-        repository: &Repository,
-        target: &Snapshot,
+        mut early: Option<EarlyHost>,
+        (repository, target): (&Repository, &Snapshot),
         base: Option<&Snapshot>,
         observer: &dyn Observer,
     ) -> Result<u64> {
@@ -99,7 +141,9 @@ impl DiskHost<'_> {
             return Ok(0);
         }
         let disks: Vec<&Disk> = saved.iter().map(|saved| &saved.disk).collect();
-        let mut host = self.open(&disks, true)?;
+        let idle = early.as_mut().and_then(EarlyHost::take);
+        let start = |config: &HostConfig| idle.map_or_else(|| IdleHost::start(config), Ok);
+        let mut host = self.open_in(&disks, true, start)?;
         let mut written = 0;
         for (number, saved) in saved.iter().enumerate() {
             let root = target.promised_image(&saved.image)?;
@@ -180,32 +224,11 @@ impl DiskWork<'_> {
     }
 
     fn write_all_that_differs(&self, host: &ImageHost, number: usize) -> Result<u64> {
-        let cannot = |error: SinkError| {
-            Error::failed(format!("cannot write the disk `{}`", self.name)).because(error)
-        };
-        let reader = self.reader()?;
-        let image = host.image(number);
         let size = self.root.size();
-        let mut written = 0;
-        for piece in (Extent { offset: 0, len: size.get() }).pieces(PIECE) {
-            let compare = || -> Result<u64, SinkError> {
-                let wanted = read(&reader, piece)?;
-                let mut there = vec![0; wanted.len()];
-                image.read_at(piece.offset, &mut there)?;
-                let mut written = 0;
-                for (at, block) in wanted.chunks(BLOCK_SIZE).enumerate() {
-                    let from = at * BLOCK_SIZE;
-                    if block != &there[from..from + block.len()] {
-                        image.write_at(piece.offset + from as u64, block)?;
-                        written += block.len() as u64;
-                    }
-                }
-                Ok(written)
-            };
-            written += compare().map_err(cannot)?;
-            self.tell(piece.end(), size);
-        }
-        Ok(written)
+        let advance = |done| self.tell(done, size);
+        write_differences(host.image(number), &self.reader()?, advance).map_err(|error| {
+            Error::failed(format!("cannot write the disk `{}`", self.name)).because(error)
+        })
     }
 
     fn reader(&self) -> Result<ImageReader> {

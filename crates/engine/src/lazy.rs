@@ -103,12 +103,12 @@ impl Engine {
         target: &Snapshot,
     ) -> Result<()> {
         target.device_state(repository)?;
-        for file in &target.details.files {
-            crate::files::contents(repository, target, file)?;
-        }
-        for saved in &target.details.disks {
-            let cannot = || format!("cannot read the disk `{}` of the snapshot", saved.disk.name);
-            let root = target.promised_image(&saved.image)?;
+        let files = target.details.files.iter().map(|file| ("file", &file.name, &file.image));
+        let disks = target.details.disks.iter();
+        let disks = disks.map(|saved| ("disk", &saved.disk.name, &saved.image));
+        for (kind, name, image) in files.chain(disks) {
+            let cannot = || format!("cannot read the {kind} `{name}` of the snapshot");
+            let root = target.promised_image(image)?;
             let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
             for piece in reader.sequence(THREADS) {
                 let (offset, _) = piece.map_err(Error::step(cannot()))?;

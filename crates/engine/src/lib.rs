@@ -8,6 +8,7 @@ mod boot;
 mod clone;
 mod copy;
 mod details;
+mod differences;
 mod disk_server;
 mod disks;
 mod doctor;

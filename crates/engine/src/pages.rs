@@ -18,6 +18,7 @@ use std::ops::Range;
 use std::os::unix::net::UnixStream;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use tintype_repo::{DataExtents, ImageReader};
 use tintype_stream::{
@@ -41,6 +42,13 @@ const WORKERS: usize = 2;
 
 /// Units that a worker takes at once when nobody waits for them.
 const SWEEP: u64 = 4;
+
+/// In the beginning the guest needs much at once, and every page that it has not asked
+/// for delays those that it has: for so long nothing else is sent.
+const BEGINNING: Duration = Duration::from_secs(1);
+
+/// Unless it has asked for nothing for so long.
+const LULL: Duration = Duration::from_millis(5);
 
 /// How much of the return path is read at once.
 const READ_SIZE: usize = 16 << 10;
@@ -111,7 +119,10 @@ struct Board {
     done: u64,
     total: u64,
     requests: u64,
-    is_loaded: bool,
+    /// When the last of them came.
+    requested_at: Option<Instant>,
+    /// When the guest had its devices.
+    loaded_at: Option<Instant>,
     shut: Option<bool>,
     lost: bool,
     damage: Option<Error>,
@@ -157,7 +168,8 @@ impl<'p> Pump<'p> {
             done: 0,
             total: blocks.iter().map(|block| block.length.get()).sum(),
             requests: 0,
-            is_loaded: false,
+            requested_at: None,
+            loaded_at: None,
             shut: None,
             lost: false,
             damage: None,
@@ -248,7 +260,7 @@ impl<'p> Pump<'p> {
             }
         }
         self.count_received();
-        lock(&self.board).is_loaded = true;
+        lock(&self.board).loaded_at = Some(Instant::now());
         self.listener.loaded();
         Ok(())
     }
@@ -293,6 +305,7 @@ impl<'p> Pump<'p> {
                 let (from, to) = (first.0 / UNIT_PAGES, (first.0 + count - 1) / UNIT_PAGES);
                 let mut board = lock(&self.board);
                 board.requests += 1;
+                board.requested_at = Some(Instant::now());
                 for number in from..=to {
                     let unit = Unit { block, number };
                     let page = BlockIndex(first.0.max(number * UNIT_PAGES));
@@ -304,7 +317,7 @@ impl<'p> Pump<'p> {
                 }
             }
             ReturnMessage::Pong(PostcopyWriter::LOADED_PING) => {
-                lock(&self.board).is_loaded = true;
+                lock(&self.board).loaded_at = Some(Instant::now());
                 self.listener.loaded();
             }
             ReturnMessage::Shut { failed } => lock(&self.board).shut = Some(failed),
@@ -350,7 +363,13 @@ impl<'p> Pump<'p> {
             if board.swept && board.busy == 0 {
                 return None;
             }
-            if board.is_loaded && !board.swept {
+            if board.loaded_at.is_some() && !board.swept {
+                let patience = board.patience();
+                if !patience.is_zero() {
+                    let waited = self.changed.wait_timeout(board, patience);
+                    board = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    continue;
+                }
                 drop(board);
                 let found = self.sweep_on();
                 board = lock(&self.board);
@@ -467,6 +486,13 @@ impl<'p> Pump<'p> {
 }
 
 impl Board {
+    /// Returns how long to wait for the guest before what nobody has asked for is sent.
+    fn patience(&self) -> Duration {
+        let begins = self.loaded_at.is_none_or(|at| at.elapsed() < BEGINNING);
+        let since = self.requested_at.filter(|_| begins).map(|at| at.elapsed());
+        since.map_or(Duration::ZERO, |since| LULL.saturating_sub(since))
+    }
+
     /// Gives a unit to whoever asks first.
     fn claim(&mut self, unit: Unit) -> bool {
         let place = usize::try_from(unit.number).unwrap_or(usize::MAX);

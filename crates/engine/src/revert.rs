@@ -11,6 +11,7 @@
 //! done twice.
 
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -20,7 +21,7 @@ use tintype_vm::{Afterwards, Cancel, Guest};
 
 use crate::Engine;
 use crate::details::{Purpose, Snapshot, micros_as_ms};
-use crate::disks::DiskHost;
+use crate::disks::{DiskHost, EarlyHost};
 use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
 use crate::import::refuse_imported;
@@ -96,6 +97,7 @@ impl Engine {
         refuse_imported(&target.details.command_line, "revert", &vm.name)?;
         self.see_to_media(&mut target, params.ignore_media)?;
         let lazy = self.is_lazy(&repository, &target, params.load)?;
+        let early = self.start_early_host(&target)?;
         self.refuse_misfit(&repository, &vm, &target, lazy)?;
         self.config.observer.step(Step::RevertVerified);
         self.check_interruption().map_err(|error| error.state("nothing was changed"))?;
@@ -125,8 +127,8 @@ impl Engine {
             watchdog.dismiss();
         }
         self.config.observer.step(Step::RevertIntent);
-        let base = safety.as_ref();
-        let became = self.become_snapshot(&repository, &mut vm, &target, Become { base, lazy });
+        let how = Become { base: safety.as_ref(), lazy, early };
+        let became = self.become_snapshot(&repository, &mut vm, &target, how);
         let became = became.map_err(|error| {
             let error = cannot_revert(&vm, &target).because(error);
             let place = self.absolute_repository_place();
@@ -178,10 +180,16 @@ impl Engine {
         let folder = self.home.short_lived_folder()?;
         let program = &target.details.command_line.program;
         let host = DiskHost { program, folder: folder.path() };
-        let written_bytes = host.write_back(repository, target, how.base, observer.as_ref())?;
-        observer.step(Step::RevertFlushed);
         let files = self.home.files_folder(&vm.name);
-        vm.state.command_line = command_line_with_files(repository, target, &files)?;
+        let (written, line) = thread::scope(|scope| {
+            let line = scope.spawn(|| command_line_with_files(repository, target, &files));
+            let from = (repository, target);
+            let written = host.write_back(how.early, from, how.base, observer.as_ref());
+            (written, line.join().expect("reading files never panics"))
+        });
+        let written_bytes = written?;
+        observer.step(Step::RevertFlushed);
+        vm.state.command_line = line?;
         let ran = self.run_snapshot(repository, vm, target, how.lazy)?;
         let running_at = Instant::now();
         observer.step(Step::RevertRunning);
@@ -190,6 +198,15 @@ impl Engine {
             None => ("stopped".to_owned(), "not set: the VM does not run".to_owned(), false),
         };
         Ok(Became { state, written_bytes, lazy, clock, running_at })
+    }
+
+    /// Begins to start what will write the disks of a snapshot.
+    fn start_early_host(&self, target: &Snapshot) -> Result<Option<EarlyHost>> {
+        if target.details.disks.is_empty() {
+            return Ok(None);
+        }
+        let folder = self.home.short_lived_folder()?;
+        Ok(Some(EarlyHost::start(&target.details.command_line.program, folder)))
     }
 
     /// Starts QEMU and lets the guest go on from the snapshot's instant. Disks
@@ -413,12 +430,14 @@ pub(crate) fn cannot_revert(vm: &LeasedVm, target: &Snapshot) -> Error {
 }
 
 /// How a VM is made what a snapshot is.
-#[derive(Clone, Copy, Default)]
+#[derive(Default)]
 pub(crate) struct Become<'b> {
     /// What its disks are known to be: only the difference is written.
     pub(crate) base: Option<&'b Snapshot>,
     /// Whether its guest runs before its memory is loaded.
     pub(crate) lazy: bool,
+    /// What opens its disks, if that was started beforehand.
+    pub(crate) early: Option<EarlyHost>,
 }
 
 /// A revert that is done.

@@ -43,11 +43,20 @@ pub struct ImageHost {
     exports: u32,
 }
 
-impl ImageHost {
-    /// Starts QEMU and opens all images, or none.
-    pub fn open(config: &HostConfig, images: &[ImageSpec]) -> Result<Self, Error> {
-        let monitor = Monitor::start(config)?;
-        let mut host = Self { images: Vec::new(), monitor, exports: 0 };
+/// A QEMU process that can open images, and has none open yet.
+pub struct IdleHost {
+    monitor: Monitor,
+}
+
+impl IdleHost {
+    /// Starts QEMU.
+    pub fn start(config: &HostConfig) -> Result<Self, Error> {
+        Ok(Self { monitor: Monitor::start(config)? })
+    }
+
+    /// Opens all images, or none.
+    pub fn open(self, images: &[ImageSpec]) -> Result<ImageHost, Error> {
+        let mut host = ImageHost { images: Vec::new(), monitor: self.monitor, exports: 0 };
         for (number, spec) in images.iter().enumerate() {
             graph::open(&mut host.monitor, spec, &node(number))?;
         }
@@ -55,7 +64,7 @@ impl ImageHost {
         let address = json!({ "type": "unix", "data": { "path": Socket::NAME } });
         host.monitor.call("nbd-server-start", &json!({ "addr": address }))?;
         let directory = host.monitor.process.directory();
-        let socket = Socket::new(directory, config.timeout).map_err(|source| {
+        let socket = Socket::new(directory, host.monitor.timeout).map_err(|source| {
             Error::Connection { command: "nbd-server-start".to_owned(), source }
         })?;
         let socket = Arc::new(socket);
@@ -64,6 +73,13 @@ impl ImageHost {
             host.images.push(Image::connect(spec.clone(), Arc::clone(&socket), export)?);
         }
         Ok(host)
+    }
+}
+
+impl ImageHost {
+    /// Starts QEMU and opens all images, or none.
+    pub fn open(config: &HostConfig, images: &[ImageSpec]) -> Result<Self, Error> {
+        IdleHost::start(config)?.open(images)
     }
 
     /// Returns the images, in the order in which they were given.

@@ -21,7 +21,7 @@ mod spec;
 
 pub use create::CreateParams;
 pub use error::{Error, ErrorKind};
-pub use host::ImageHost;
+pub use host::{IdleHost, ImageHost};
 pub use image::Image;
 pub use spec::{Access, Cache, Format, HostConfig, ImageSpec, LayerSpec, UnknownFormat};
 pub use tintype_nbd::codec::StatusFlags;

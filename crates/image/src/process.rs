@@ -23,18 +23,18 @@ use rustix::process::{Pid, Signal, kill_process_group};
 
 /// Runs the command after the directory with the shell's stdout as its stdin and
 /// stdout, and drops that socket, so that its end means QEMU's. A line on stdin
-/// says that QEMU was asked to quit; the end of stdin says that we are gone.
+/// says that QEMU was asked to quit, and we see to the rest; the end of stdin says
+/// that we are gone.
 const WATCH: &str = r#"directory=$1
 shift
 "$@" <&1 &
 qemu=$!
 exec >/dev/null 2>&1
-read -r line || kill -KILL "$qemu"
+if read -r line; then wait "$qemu"; exit; fi
+kill -KILL "$qemu"
 wait "$qemu"
-status=$?
 rm -f nbd.sock stderr
 cd / && rmdir "$directory"
-exit "$status"
 "#;
 
 /// The most of QEMU's standard error that is kept for a message, from its end.

@@ -24,6 +24,11 @@ impl Status {
     pub fn is_dirty(&self) -> bool {
         self.flags.has(StatusFlags::DIRTY)
     }
+
+    /// Tells whether the context `base:allocation` says that the bytes read as zeros.
+    pub fn reads_as_zeroes(&self) -> bool {
+        self.flags.has(StatusFlags::ZERO)
+    }
 }
 
 /// The reply to a block status request, as far as it has come.
