@@ -19,7 +19,7 @@ use tintype_vm::{Guest, LazyState, can_serve_missing_pages};
 use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
-use crate::loading::LoadingState;
+use crate::loading::{LoadingState, end_loaded};
 use crate::observer::Progress;
 use crate::vms::LeasedVm;
 
@@ -139,6 +139,8 @@ impl Engine {
         self.note_loading(&vm.name, &state)?;
         let begun = self.begin_loading(vm, &mut state, lock);
         if begun.is_err() {
+            // Nothing is noted any more of one whose memory is there already.
+            state.process.map_or(Ok(()), end_loaded)?;
             self.end_loading(vm)?;
         }
         begun
@@ -187,8 +189,9 @@ impl Engine {
     fn await_devices(&self, vm: &LeasedVm, guest: &mut Guest, server: &mut Child) -> Result<()> {
         let deadline = Instant::now() + DEVICES_LIMIT;
         while guest.lazy_state()? == LazyState::Loading {
-            let ended = server.try_wait().is_ok_and(|status| status.is_some());
-            if ended {
+            // One that has come to its end well has sent all of a small memory already.
+            let ended = server.try_wait().ok().flatten();
+            if ended.is_some_and(|status| !status.success()) {
                 let error = self.loading(&vm.name)?.and_then(|loading| loading.error);
                 let why = error.unwrap_or_else(|| "it was ended".to_owned());
                 return Err(Error::failed("what loads the memory has ended").because(why));

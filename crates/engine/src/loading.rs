@@ -181,16 +181,19 @@ impl Engine {
     /// to any other.
     pub(crate) fn end_loading(&self, vm: &LeasedVm) -> Result<()> {
         let Some(state) = self.loading_state(&vm.name)? else { return Ok(()) };
-        let process = state
-            .process
-            .and_then(|id| Process::open(id.pid).ok().filter(|process| process.id() == id));
-        if let Some(process) = process {
-            // Its threads may wait for memory: it would not end by itself.
-            process.kill();
-            if !process.wait_end(END_LIMIT) {
-                return Err(Error::failed("the old QEMU does not end"));
-            }
-        }
+        state.process.map_or(Ok(()), end_loaded)?;
         self.forget_loading(&vm.name)
     }
+}
+
+/// Ends a QEMU that may not have its memory yet.
+pub(crate) fn end_loaded(id: ProcessId) -> Result<()> {
+    let process = Process::open(id.pid).ok().filter(|process| process.id() == id);
+    let Some(process) = process else { return Ok(()) };
+    // Its threads may wait for memory: it would not end by itself.
+    process.kill();
+    if !process.wait_end(END_LIMIT) {
+        return Err(Error::failed("the old QEMU does not end"));
+    }
+    Ok(())
 }

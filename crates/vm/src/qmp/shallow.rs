@@ -1,38 +1,47 @@
 //! JSON as `serde_json` reads it, but for what an image is built on: QEMU nests each
 //! backing image in the one above it, a long chain deeper than anybody should follow.
-//! Nothing here needs it, so it is passed over, whatever its depth.
+//! What is below the first few is passed over, whatever its depth.
 
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::{Map, Value};
 
-/// The key that is left out.
+/// The key under which each nests.
 const NESTED: &str = "backing-image";
+
+/// How many of them are followed.
+const FOLLOWED: usize = 32;
 
 /// A message without what would nest without end.
 pub(super) struct Shallow(pub Map<String, Value>);
 
 impl<'de> Deserialize<'de> for Shallow {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        match Part::deserialize(from)?.0 {
+        match (Part { depth: 0 }).deserialize(from)? {
             Value::Object(map) => Ok(Self(map)),
             _ => Err(serde::de::Error::custom("not an object")),
         }
     }
 }
 
-struct Part(Value);
+/// A value that lies in so many backing images.
+#[derive(Clone, Copy)]
+struct Part {
+    depth: usize,
+}
 
-impl<'de> Deserialize<'de> for Part {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_any(PartVisitor).map(Part)
+impl<'de> DeserializeSeed<'de> for Part {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
+        from.deserialize_any(self)
     }
 }
 
-struct PartVisitor;
-
-impl<'de> Visitor<'de> for PartVisitor {
+impl<'de> Visitor<'de> for Part {
     type Value = Value;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -65,7 +74,7 @@ impl<'de> Visitor<'de> for PartVisitor {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut all = Vec::new();
-        while let Some(Part(item)) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             all.push(item);
         }
         Ok(Value::Array(all))
@@ -74,10 +83,11 @@ impl<'de> Visitor<'de> for PartVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut all = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            if key == NESTED {
+            let depth = self.depth + usize::from(key == NESTED);
+            if depth > FOLLOWED {
                 entries.next_value::<IgnoredAny>()?;
             } else {
-                all.insert(key, entries.next_value::<Part>()?.0);
+                all.insert(key, entries.next_value_seed(Self { depth })?);
             }
         }
         Ok(Value::Object(all))
@@ -88,10 +98,10 @@ impl<'de> Visitor<'de> for PartVisitor {
 mod tests {
     use serde_json::{Value, json};
 
-    use super::Shallow;
+    use super::{FOLLOWED, Shallow};
 
     #[test]
-    fn all_but_backing_images_is_read_as_it_stands() {
+    fn what_is_not_deep_is_read_as_it_stands() {
         let message = json!({
             "return": [null, true, -1, u64::MAX, 0.5, "\u{e9}\n", {"image": {"filename": "a"}}],
             "id": 7
@@ -101,16 +111,17 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_of_any_length_is_passed_over_and_no_other_nesting_is() {
-        let nested = |key: &str| {
-            let (open, close) = (format!("{{\"{key}\":").repeat(5_000), "}".repeat(5_000));
+    fn a_chain_of_any_length_is_followed_for_a_while_and_no_other_nesting_is() {
+        let nested = |key: &str, levels: usize| {
+            let (open, close) = (format!("{{\"{key}\":").repeat(levels), "}".repeat(levels));
             serde_json::from_str::<Shallow>(&format!("{{\"image\":{open}1{close},\"id\":2}}"))
         };
-        assert_eq!(
-            Value::Object(nested("backing-image").unwrap().0),
-            json!({"image": {}, "id": 2})
-        );
-        assert!(nested("file").is_err());
+        let Shallow(short) = nested("backing-image", FOLLOWED).unwrap();
+        assert_eq!(short["image"].pointer(&"/backing-image".repeat(FOLLOWED)), Some(&json!(1)));
+        let Shallow(long) = nested("backing-image", 5_000).unwrap();
+        assert_eq!(long["image"].pointer(&"/backing-image".repeat(FOLLOWED)), Some(&json!({})));
+        assert_eq!(long["id"], 2);
+        assert!(nested("file", 5_000).is_err());
         assert!(serde_json::from_str::<Shallow>("[1]").is_err());
     }
 }
