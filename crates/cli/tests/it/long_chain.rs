@@ -7,7 +7,7 @@ use tintype_testkit::Qemu;
 use crate::bare_vm::{BareVm, image_tool};
 
 /// More than JSON is followed into, at one level for each overlay.
-const OVERLAYS: usize = 150;
+const OVERLAYS: usize = 128;
 
 #[test]
 fn a_disk_on_a_long_chain_is_taken_and_put_back() {

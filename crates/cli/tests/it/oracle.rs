@@ -14,10 +14,10 @@ use crate::soak::{seed_of_now, wanted};
 use crate::subject::{Subject, WITHIN, is_built, modes};
 
 /// How many cycles there are on each QEMU unless somebody asks for more.
-const CYCLES: u64 = 27;
+const CYCLES: u64 = 15;
 
 /// How many of the cycles there are of a program that never yields.
-const NEVER_YIELDING: usize = 9;
+const NEVER_YIELDING: usize = 6;
 
 /// After how many cycles a new guest with a new repository takes over: one boots
 /// rarely, and none keeps all that thousands of cycles leave.

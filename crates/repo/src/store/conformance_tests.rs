@@ -239,7 +239,9 @@ fn servers_that_lose_snapshots_are_found() {
         (S3Flaw::LooksThenWrites, "where one may win"),
     ] {
         server.set_flaw(Some(flaw)).unwrap();
-        match probe(&bucket(&server)).unwrap() {
+        // When its puts race, the server fails at times.
+        let verdict = (0..5).find_map(|_| probe(&bucket(&server)).ok());
+        match verdict.expect("it answers at last") {
             Verdict::Unsound(said) => assert!(said.contains(seen), "{flaw:?}: {said}"),
             verdict => panic!("{flaw:?}: {verdict:?}"),
         }
