@@ -8,7 +8,8 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 use serde_json::{Value, json};
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu, Qmp, Serial};
 
@@ -143,15 +144,27 @@ impl Twin {
 
     /// Kills who fills the disks, and, if it is wanted, who stands by.
     fn kill(&self, name: &str, with_stand_by: bool) {
-        let progress = fs::read(self.file(name, "filling-progress.json")).unwrap();
-        let progress: Value = serde_json::from_slice(&progress).unwrap();
-        let pid = i32::try_from(progress["server"].as_u64().unwrap()).unwrap();
-        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
-        let stands_by = children.split_whitespace().map(|pid| pid.parse().unwrap());
-        for pid in stands_by.filter(|_| with_stand_by).chain([pid]) {
-            kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap();
-        }
+        kill_servers(&self.file(name, "filling-progress.json"), with_stand_by);
         let _ = fs::remove_file(&self.held);
+    }
+}
+
+/// Kills who fills disks, and, if it is wanted, who stands by; returns when they have
+/// ended, and the next command can tell.
+pub(crate) fn kill_servers(progress: &Path, with_stand_by: bool) {
+    let progress: Value = serde_json::from_slice(&fs::read(progress).unwrap()).unwrap();
+    let pid = i32::try_from(progress["server"].as_u64().unwrap()).unwrap();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let stands_by = children.split_whitespace().map(|pid| pid.parse().unwrap());
+    let pids = stands_by.filter(|_| with_stand_by).chain([pid]);
+    let processes: Vec<_> = pids
+        .map(|pid| pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap())
+        .collect();
+    for process in &processes {
+        pidfd_send_signal(process, Signal::KILL).unwrap();
+    }
+    for process in &processes {
+        poll(&mut [PollFd::new(process, PollFlags::IN)], None).unwrap();
     }
 }
 

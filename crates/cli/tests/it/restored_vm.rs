@@ -8,13 +8,13 @@ use std::process::Command;
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu, Serial};
 
 use crate::bare_vm::{BareVm, image_tool};
 use crate::clones::serial;
 use crate::command::Tintype;
+use crate::lazy_disks::kill_servers;
 use crate::restore::Started;
 use crate::scene::Scene;
 use crate::subject::{Subject, WITHIN, is_built};
@@ -84,18 +84,6 @@ fn must_refuse(script: &Path, arguments: &[&str], words: &str) {
     assert!(errors.contains(words), "`{words}` is not in {errors}");
 }
 
-/// Kills who fills the disks of a VM, and who stands by.
-fn kill_servers(home: &Path, vm: &str) {
-    let progress = fs::read(home.join("vms").join(vm).join("filling-progress.json")).unwrap();
-    let progress: Value = serde_json::from_slice(&progress).unwrap();
-    let server = progress["server"].as_u64().unwrap();
-    let children = format!("/proc/{server}/task/{server}/children");
-    let children = fs::read_to_string(children).unwrap();
-    for pid in children.split_whitespace().chain([server.to_string().as_str()]) {
-        kill_process(Pid::from_raw(pid.parse().unwrap()).unwrap(), Signal::KILL).unwrap();
-    }
-}
-
 #[test]
 fn a_guest_runs_from_its_folder_before_that_is_whole() {
     let qemus = if is_built(GuestKind::Tiny) { Qemu::all() } else { Vec::new() };
@@ -120,7 +108,7 @@ fn a_guest_runs_from_its_folder_before_that_is_whole() {
         let refused = tintype.run(&["rm", "web@base"]);
         assert_eq!(refused.status.code(), Some(4), "it is filled from that: {refused:?}");
 
-        kill_servers(&folder.join("home"), "there");
+        kill_servers(&folder.join("home/vms/there/filling-progress.json"), true);
         fs::remove_file(&hold).unwrap();
         tintype.json(&["vm", "show", "there"]);
         must_be_whole(&mut serial);
