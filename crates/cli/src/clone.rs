@@ -1,10 +1,10 @@
 //! The command that makes new VMs of a snapshot.
 
 use std::fmt::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use tintype_engine::{CloneParams, CloneReport, Engine, Result};
+use tintype_engine::{CloneParams, CloneReport, Engine, MadeVm, Result};
 use tintype_types::VmName;
 
 use crate::load::LoadArguments;
@@ -63,15 +63,7 @@ pub(crate) fn run(engine: &Engine, arguments: CloneArguments, output: &Output) -
 fn cloned(report: &CloneReport) -> String {
     let mut text = String::new();
     for vm in &report.vms {
-        let seconds = vm.running_ms / 1000.0;
-        let _ = writeln!(
-            text,
-            "{} is {} after {seconds:.1} s, in {}",
-            vm.vm,
-            vm.state,
-            vm.folder.display()
-        );
-        text.push_str(&behind(&vm.vm, vm.lazy, vm.filling));
+        text.push_str(&made(&vm.made, &vm.folder));
         for port in &vm.ports {
             let _ = writeln!(text, "  {} port {} is {} here", port.protocol, port.from, port.to);
         }
@@ -79,13 +71,15 @@ fn cloned(report: &CloneReport) -> String {
     text
 }
 
-/// Says what still happens behind a guest.
-pub(crate) fn behind(vm: &VmName, is_loading: bool, is_filling: bool) -> String {
-    let mut text = String::new();
-    if is_loading {
+/// Says what a VM of a snapshot does, and what still happens behind its guest.
+pub(crate) fn made(made: &MadeVm, folder: &Path) -> String {
+    let MadeVm { vm, state, lazy, filling, running_ms, .. } = made;
+    let (seconds, folder) = (running_ms / 1000.0, folder.display());
+    let mut text = format!("{vm} is {state} after {seconds:.1} s, in {folder}\n");
+    if *lazy {
         let _ = writeln!(text, "  its memory is loaded behind it: `tintype vm show {vm}`");
     }
-    if is_filling {
+    if *filling {
         let _ = writeln!(text, "  its disks are filled behind it: `tintype vm show {vm}`");
     }
     text

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use tintype_engine::{Engine, RestoreParams, RestoreReport, Result, RunParams};
 use tintype_types::VmName;
 
-use crate::clone::behind;
+use crate::clone::made;
 use crate::load::LoadArguments;
 use crate::output::Output;
 
@@ -69,11 +69,11 @@ pub(crate) fn run(engine: &Engine, arguments: RestoreArguments, output: &Output)
 }
 
 fn restored(report: &RestoreReport) -> String {
-    let (folder, start) = (report.folder.display(), report.start.display());
-    let Some(vm) = &report.running else {
-        return format!("restored to {folder}; {start} lets the guest run on from the instant");
-    };
-    let seconds = vm.running_ms / 1000.0;
-    let text = format!("{} is {} after {seconds:.1} s, in {folder}\n", vm.vm, vm.state);
-    text + &behind(&vm.vm, vm.lazy, vm.filling)
+    match &report.running {
+        Some(vm) => made(vm, &report.folder),
+        None => {
+            let (folder, start) = (report.folder.display(), report.start.display());
+            format!("restored to {folder}; {start} lets the guest run on from the instant")
+        }
+    }
 }

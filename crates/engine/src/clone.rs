@@ -72,9 +72,9 @@ pub struct CloneReport {
     pub vms: Vec<ClonedVm>,
 }
 
-/// One VM that was made.
+/// A VM that was made of a snapshot.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct ClonedVm {
+pub struct MadeVm {
     /// Its name.
     pub vm: VmName,
     /// What QEMU says the guest does; `stopped` without a QEMU.
@@ -87,6 +87,16 @@ pub struct ClonedVm {
     pub pid: Option<i32>,
     /// From the start of the command to the guest running.
     pub running_ms: f64,
+    /// What became of the guest's clock.
+    pub clock: String,
+}
+
+/// One that may run beside the first.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ClonedVm {
+    /// What it does.
+    #[serde(flatten)]
+    pub made: MadeVm,
     /// The folder of its disks, sockets and logs.
     pub folder: PathBuf,
     /// The hardware addresses that its cards have from its next start on.
@@ -95,8 +105,6 @@ pub struct ClonedVm {
     pub ports: Vec<MovedPort>,
     /// Its sockets and logs, each as the first VM has it and as it is here.
     pub moved: Vec<(String, PathBuf)>,
-    /// What became of the guest's clock.
-    pub clock: String,
 }
 
 impl Engine {
@@ -239,25 +247,12 @@ impl CloneWork<'_> {
         let Relocated { arguments, ports, macs, moved } = self.relocate(&folder, &places, id)?;
         let line = CommandLine { arguments, ..self.target.details.command_line.clone() };
         let new = NewVm { name: name.clone(), id, line, lease };
-        let Ran { state, lazy, filling, pid, clock, running_ms } =
-            self.make_vm(new, (&folder, &places))?;
-        Ok(ClonedVm {
-            vm: name.clone(),
-            state,
-            lazy,
-            filling,
-            pid,
-            running_ms,
-            folder,
-            macs,
-            ports,
-            moved,
-            clock,
-        })
+        let made = self.make_vm(new, (&folder, &places))?;
+        Ok(ClonedVm { made, folder, macs, ports, moved })
     }
 
     /// Makes a VM in its folder and lets it run on, or leaves nothing of it.
-    pub(crate) fn make_vm(&self, new: NewVm, place: Place<'_>) -> Result<Ran> {
+    pub(crate) fn make_vm(&self, new: NewVm, place: Place<'_>) -> Result<MadeVm> {
         let NewVm { name, id, line, lease } = new;
         let socket = self.engine.home.monitor_socket(&name)?;
         let line = self.with_monitor(&name, line)?;
@@ -270,9 +265,9 @@ impl CloneWork<'_> {
         self.step(Step::CloneIntent);
         let made = self.fill(&vm, place.0, place.1).and_then(|()| self.run(&mut vm, place));
         match made {
-            Ok(ran) => {
+            Ok(made) => {
                 self.engine.forget_intent(&vm.name)?;
-                Ok(ran)
+                Ok(made)
             }
             Err(error) => {
                 self.engine.remove_clone(&vm, place.0)?;
@@ -338,11 +333,12 @@ impl CloneWork<'_> {
     }
 
     /// Starts QEMU and lets the guest go on from the instant.
-    fn run(&self, vm: &mut LeasedVm, place: Place<'_>) -> Result<Ran> {
+    fn run(&self, vm: &mut LeasedVm, place: Place<'_>) -> Result<MadeVm> {
         let details = &self.target.details;
         if details.memory.is_empty() && details.way.is_none() {
             self.engine.place(vm, &self.target.record)?;
-            return Ok(Ran {
+            return Ok(MadeVm {
+                vm: vm.name.clone(),
                 state: "stopped".to_owned(),
                 lazy: false,
                 filling: false,
@@ -374,7 +370,7 @@ impl CloneWork<'_> {
         let clock = self.engine.settle(&mut guest, self.target);
         let filling = self.engine.filling_state(&vm.name)?.is_some();
         let pid = Some(vm.state.process.pid);
-        Ok(Ran { state, lazy, filling, pid, clock, running_ms })
+        Ok(MadeVm { vm: vm.name.clone(), state, lazy, filling, pid, running_ms, clock })
     }
 
     /// Starts QEMU, and tells whether its memory is loaded behind it.
@@ -419,22 +415,6 @@ impl CloneWork<'_> {
 
 /// The folder of a clone, and what goes where in it.
 pub(crate) type Place<'p> = (&'p Path, &'p Places);
-
-/// How a clone runs.
-pub(crate) struct Ran {
-    /// QEMU's word for what it does; `stopped` without a QEMU.
-    pub(crate) state: String,
-    /// Whether its memory is still being loaded.
-    pub(crate) lazy: bool,
-    /// Whether its disks are still being filled.
-    pub(crate) filling: bool,
-    /// Its QEMU process.
-    pub(crate) pid: Option<i32>,
-    /// What became of its clock.
-    pub(crate) clock: String,
-    /// From the start of the command to its running.
-    pub(crate) running_ms: f64,
-}
 
 /// Free ports, held until all of them are found.
 #[derive(Default)]
@@ -486,7 +466,7 @@ fn so_far(vms: &[ClonedVm]) -> String {
     if vms.is_empty() {
         return "no VM was made".to_owned();
     }
-    let names: Vec<_> = vms.iter().map(|vm| format!("`{}`", vm.vm)).collect();
+    let names: Vec<_> = vms.iter().map(|vm| format!("`{}`", vm.made.vm)).collect();
     format!("{} are whole, and no other was made", names.join(", "))
 }
 

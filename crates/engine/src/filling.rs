@@ -143,7 +143,8 @@ impl Engine {
                 return Ok(lock);
             }
             if Instant::now() > deadline {
-                return Err(Error::failed("the disk server before this one does not end"));
+                return Err(Error::failed("the disk server before this one does not end")
+                    .hint(format!("try again; `tintype vm show {vm}` says what still runs")));
             }
             sleep(LOOK_INTERVAL);
         }

@@ -5,7 +5,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use tintype_repo::Pin;
-use tintype_types::SnapshotId;
+use tintype_types::{SnapshotId, VmName};
 use tintype_vm::{Footprint, ProcessId};
 
 use crate::Engine;
@@ -130,15 +130,7 @@ impl Engine {
             ));
             Ok(())
         });
-        taken_back.map_err(|error| {
-            Error::failed(format!("cannot repair what an interrupted stop left in `{}`", vm.name))
-                .hint(format!(
-                    "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
-                    vm.name
-                ))
-                .state("the guest runs, or shuts down")
-                .because(error)
-        })
+        taken_back.map_err(cannot_repair(&vm.name, "stop", "the guest runs, or shuts down"))
     }
 
     /// Takes back what a take has changed in QEMU, and lets the guest run.
@@ -149,15 +141,18 @@ impl Engine {
             self.forget_other_bitmaps(vm, &mut guest);
             Ok(())
         });
-        erased.map_err(|error| {
-            Error::failed(format!("cannot repair what an interrupted take left in `{}`", vm.name))
-                .hint(format!(
-                    "try again; if QEMU does not answer, `tintype vm stop {} --force` ends it",
-                    vm.name
-                ))
-                .state("the guest may stand still until then")
-                .because(error)
-        })
+        erased.map_err(cannot_repair(&vm.name, "take", "the guest may stand still until then"))
+    }
+}
+
+fn cannot_repair(vm: &VmName, interrupted: &str, state: &str) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        Error::failed(format!("cannot repair what an interrupted {interrupted} left in `{vm}`"))
+            .hint(format!(
+                "try again; if QEMU does not answer, `tintype vm stop {vm} --force` ends it"
+            ))
+            .state(state)
+            .because(error)
     }
 }
 

@@ -154,7 +154,9 @@ impl Engine {
                 return Ok(lock);
             }
             if Instant::now() > deadline {
-                return Err(Error::failed("the page server before this one does not end"));
+                return Err(Error::failed("the page server before this one does not end").hint(
+                    format!("try again; `tintype vm show {}` says what still runs", vm.name),
+                ));
             }
             sleep(LOOK_INTERVAL);
         }

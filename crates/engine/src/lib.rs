@@ -79,7 +79,7 @@ use tintype_repo::{CacheParams, InitParams, Kind, Location, Repository, Site};
 use tintype_types::ByteCount;
 
 pub use boot::{BootOutcome, BootReport};
-pub use clone::{CloneParams, CloneReport, ClonedVm};
+pub use clone::{CloneParams, CloneReport, ClonedVm, MadeVm};
 pub use copy::{CopiedSnapshot, CopyAction, CopyParams, CopySummary};
 pub use details::{
     Details, DiskRead, DiskReport, MemoryBlock, Purpose, Reading, SavedDisk, SavedFile, Snapshot,
@@ -107,7 +107,7 @@ pub use quiesce::{Quiesce, QuiesceParams, Quiesced};
 pub use removal::RemovalReport;
 pub use repair::{MendedSnapshot, OtherContent, RepairParams, RepairSummary};
 pub use restore::{RestoreParams, RestoreReport};
-pub use restored_vm::{RestoredVm, RunParams};
+pub use restored_vm::RunParams;
 pub use revert::{RevertParams, RevertReport};
 pub use room::{Bound, BoundKind};
 pub use settings::{SettingsChange, VmSettings};

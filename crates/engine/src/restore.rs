@@ -18,7 +18,7 @@ use tintype_types::{SnapshotId, VmId};
 use tintype_vm::{CommandLine, LaunchParams, RelocateParams, launch, relocate, with_machine_type};
 
 use crate::Engine;
-use crate::clone::remove_folder;
+use crate::clone::{MadeVm, remove_folder};
 use crate::details::Snapshot;
 use crate::disks::DiskHost;
 use crate::error::{Error, Result};
@@ -27,7 +27,7 @@ use crate::intent::Intent;
 use crate::memory;
 use crate::new_disks::NewDisk;
 use crate::places::Places;
-use crate::restored_vm::{RestoredVm, RunParams};
+use crate::restored_vm::RunParams;
 use crate::snapshots::hold;
 use crate::start_script::{self, MEMORY, START, ScriptParams, script};
 use crate::vms::find_program;
@@ -64,7 +64,7 @@ pub struct RestoreReport {
     /// The QEMU that the dry run was made with, or that runs.
     pub program: PathBuf,
     /// The VM that runs from there, if one does.
-    pub running: Option<RestoredVm>,
+    pub running: Option<MadeVm>,
 }
 
 /// What goes where.

@@ -5,12 +5,11 @@
 use std::path::Path;
 use std::time::Instant;
 
-use serde::Serialize;
 use tintype_types::VmName;
 use tintype_vm::CommandLine;
 
 use crate::Engine;
-use crate::clone::{CloneWork, NewVm, Ran, remove_folder};
+use crate::clone::{CloneWork, NewVm, remove_folder};
 use crate::disks::DiskHost;
 use crate::error::{Error, Result};
 use crate::lazy::LoadMode;
@@ -25,25 +24,6 @@ pub struct RunParams {
     pub name: VmName,
     /// When it runs: before or after its memory and its disks are there.
     pub load: LoadMode,
-}
-
-/// A VM that runs from the folder that it was restored to.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct RestoredVm {
-    /// Its name.
-    pub vm: VmName,
-    /// What QEMU says the guest does; `stopped` without a QEMU.
-    pub state: String,
-    /// Whether its memory is still being loaded.
-    pub lazy: bool,
-    /// Whether its disks are still being filled.
-    pub filling: bool,
-    /// Its QEMU process.
-    pub pid: Option<i32>,
-    /// From the start of the command to the guest running.
-    pub running_ms: f64,
-    /// What became of the guest's clock.
-    pub clock: String,
 }
 
 impl Engine {
@@ -82,7 +62,7 @@ impl Engine {
         let own = CommandLine { environment, ..line.clone() };
         let new = NewVm { name: name.clone(), id, line: own, lease };
         let made = work.make_vm(new, (folder, &places));
-        let Ran { state, lazy, filling, pid, clock, running_ms } = made.map_err(|error| {
+        let running = made.map_err(|error| {
             let what = format!("cannot restore `{}` to {}", target.record.name, folder.display());
             match has_not_started(&error) {
                 true => would_not_run(&line).because(error),
@@ -91,14 +71,13 @@ impl Engine {
                 }
             }
         })?;
-        let vm = name.clone();
         Ok(RestoreReport {
             snapshot: target.record.id,
             start: folder.join(START),
             disks: places.new_disks(target, folder)?.into_iter().map(|disk| disk.path).collect(),
             program: line.program,
             folder: folder.to_owned(),
-            running: Some(RestoredVm { vm, state, lazy, filling, pid, running_ms, clock }),
+            running: Some(running),
         })
     }
 
