@@ -30,7 +30,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 }
 
 /// One in so many sequences of three operations is run in CI.
-const SHARE: u64 = 6;
+const SHARE: u64 = 15;
 
 /// An operation, and what it does to what must hold.
 struct Step {
@@ -380,7 +380,7 @@ fn a_full_disk_from_every_operation_on() {
 }
 
 /// States of which one wandering checks several.
-const RANDOM_STATES: u64 = 100_000;
+const RANDOM_STATES: u64 = 50_000;
 /// States that are checked after each fault; with one more it goes on.
 const AFTERMATHS: u64 = 7;
 

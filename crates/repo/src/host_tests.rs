@@ -32,7 +32,7 @@ const LIVES: usize = 4;
 /// What a host does in its life.
 const STEPS: u64 = 20;
 /// Seeds in CI.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 700;
 const ODDS: Odds = Odds {
     lost_request: 40,
     lost_answer: 40,

@@ -16,8 +16,9 @@ use crate::{process, setup};
 /// One line for the list of chores.
 pub(crate) const ABOUT: &str = "feeds any bytes to every decoder; [TARGET]… [--seconds N] [--keep]";
 
-/// How long a target runs unless somebody asks otherwise.
+/// How long a target runs unless somebody asks otherwise, and in CI.
 const SECONDS: u64 = 60;
+const CI_SECONDS: u64 = 20;
 /// How many targets run at the same time.
 const AT_ONCE: usize = 2;
 /// Where the targets are compiled to.
@@ -54,7 +55,7 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 
 /// Runs all targets for as long as CI does.
 pub(crate) fn all() -> Result<(), Failure> {
-    run(&targets()?, SECONDS)
+    run(&targets()?, CI_SECONDS)
 }
 
 /// Returns the targets with these names, all if there are none.

@@ -12,7 +12,7 @@ use crate::support::{BLOCK, Dice, content, eager, read_all, soak, take_numbered}
 
 /// What is done before the power is lost, and how many moments in CI.
 const STEPS: u64 = 40;
-const STATES: u64 = 500;
+const STATES: u64 = 300;
 /// Each so many steps, one deletes and compacts.
 const COMPACT: u64 = 8;
 
