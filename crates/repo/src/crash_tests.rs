@@ -30,7 +30,7 @@ fn setting(name: &str, otherwise: u64) -> u64 {
 }
 
 /// One in so many sequences of three operations is run in CI.
-const SHARE: u64 = 15;
+const SHARE: u64 = 18;
 
 /// An operation, and what it does to what must hold.
 struct Step {
@@ -53,12 +53,17 @@ const STEPS: &[Step] = &[
     Step { name: "label", perform: label_step },
     Step { name: "compact", perform: compact_step },
     Step { name: "compact the trash", perform: spare_step },
+    Step { name: "repair", perform: repair_step },
     Step { name: "verify", perform: |repository, _, _| verify(repository) },
 ];
 
 /// The snapshots that must be there, and the one whose fate is open.
 #[derive(Debug, Clone, Default)]
 struct Expected {
+    /// Where they are.
+    disk: SimulatedDisk,
+    /// A copy of all while something is damaged that a repair puts back from there.
+    donor: Option<SimulatedDisk>,
     /// Seeds of the images of the snapshots that are there.
     there: BTreeMap<u64, SnapshotId>,
     /// Deleted, and not collected as far as is known.
@@ -193,6 +198,35 @@ fn spare_step(repository: &Repository, _: u64, _: &mut Expected) -> Result<(), E
     Ok(())
 }
 
+/// Damages what a snapshot needs, and repairs it from a copy.
+fn repair_step(repository: &Repository, seed: u64, expected: &mut Expected) -> Result<(), Error> {
+    let Some(record) = repository.snapshots()?.records.pop() else { return Ok(()) };
+    let root = record.images[usize::from(seed.is_multiple_of(2))].root.base.unwrap();
+    let (key, at) = (root.place.segment.key(), usize::try_from(root.place.offset).unwrap());
+    let donor = expected.disk.copy();
+    donor.end_faults();
+    expected.donor = Some(donor);
+    let store = &repository.vault.store;
+    if seed.is_multiple_of(3) {
+        store.delete(&key)?;
+    } else {
+        let mut bytes = store.get(&key, u64::MAX)?;
+        bytes[at] ^= 1;
+        store.replace(&key, &bytes)?;
+    }
+    repair(&expected.disk, expected)?;
+    expected.donor = None;
+    Ok(())
+}
+
+/// Repairs what is damaged, like a process that knows nothing of it yet.
+fn repair(disk: &SimulatedDisk, expected: &Expected) -> Result<(), Error> {
+    let Some(donor) = &expected.donor else { return Ok(()) };
+    let report = open(disk)?.repair(Some(&open(donor)?), &())?;
+    assert_eq!((report.damaged, report.quarantined), (vec![], vec![]));
+    Ok(())
+}
+
 fn verify(repository: &Repository) -> Result<(), Error> {
     let report = repository.verify(&[], VerifyLevel::ReadData, &())?;
     assert_eq!(report.damaged, []);
@@ -206,6 +240,7 @@ fn perform(
     seeds: impl Iterator<Item = u64>,
     expected: &mut Expected,
 ) -> Result<(), Error> {
+    expected.disk = disk.clone();
     let repository = open(disk)?;
     for (step, seed) in steps.iter().zip(seeds) {
         (step.perform)(&repository, seed, expected)?;
@@ -214,9 +249,20 @@ fn perform(
     Ok(())
 }
 
+/// Returns a disk after the repair that follows one which has failed, if one has.
+fn repaired(disk: &SimulatedDisk, expected: &Expected, what: &str) -> SimulatedDisk {
+    if expected.donor.is_none() {
+        return disk.clone();
+    }
+    let disk = disk.copy();
+    repair(&disk, expected).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    disk
+}
+
 /// Checks a repository after whatever happened to it; returns what is there.
 fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64, SnapshotId> {
-    let repository = open(disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
+    let disk = repaired(disk, expected, what);
+    let repository = open(&disk).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let listing = repository.snapshots().unwrap();
     assert_eq!(listing.damaged, [], "{what}");
     let found: BTreeMap<u64, &SnapshotRecord> =
@@ -239,7 +285,7 @@ fn check(disk: &SimulatedDisk, expected: &Expected, what: &str) -> BTreeMap<u64,
 
 /// What is in the trash can be put back, bit for bit; looks at a copy.
 fn check_trash(disk: &SimulatedDisk, expected: &Expected, what: &str) {
-    let repository = open(&disk.copy()).unwrap();
+    let repository = open(&repaired(&disk.copy(), expected, what)).unwrap();
     for (seed, id) in expected.deleted.iter().filter(|(seed, _)| expected.open != Some(*seed)) {
         let record = repository
             .undo_remove(*id)
@@ -267,8 +313,8 @@ fn check_labels(
 }
 
 /// Checks that the repository works on after recovery.
-fn check_works(disk: &SimulatedDisk, what: &str) {
-    let repository = open(disk).unwrap();
+fn check_works(disk: &SimulatedDisk, expected: &Expected, what: &str) {
+    let repository = open(&repaired(disk, expected, what)).unwrap();
     take(&repository, 99).unwrap_or_else(|error| panic!("{what}: {error:?}"));
     let report = repository.gc(GcParams::default(), &()).unwrap();
     assert_eq!(report.waiting_for, 0, "{what}");
@@ -308,7 +354,7 @@ fn run(
             check_trash(&after, &expected, &what);
         }
         if loss == 0 && at.is_multiple_of(4) {
-            check_works(&after, &what);
+            check_works(&after, &expected, &what);
         }
     }
     struck
@@ -415,6 +461,7 @@ fn wander(start: &(SimulatedDisk, Expected), seed: u64) -> u64 {
         }
         let there = check(&disk, &expected, &what);
         check_trash(&disk, &expected, &what);
+        disk = repaired(&disk, &expected, &what);
         states += AFTERMATHS + 1;
         expected.deleted.retain(|(seed, _)| !there.contains_key(seed));
         let labels = open(&disk).unwrap().labels().unwrap().of;
@@ -422,9 +469,9 @@ fn wander(start: &(SimulatedDisk, Expected), seed: u64) -> u64 {
             let said = labels.get(id).and_then(|label| label.message.clone());
             expected.labels.insert(*seed, (said, None));
         }
-        expected = Expected { there, open: None, ..expected };
+        expected = Expected { there, open: None, donor: None, ..expected };
     }
-    check_works(&disk, &format!("TINTYPE_SOAK_SEED={seed}"));
+    check_works(&disk, &expected, &format!("TINTYPE_SOAK_SEED={seed}"));
     states
 }
 

@@ -6,6 +6,7 @@
 mod copy;
 mod damage;
 mod died;
+mod died_rewriting;
 mod full;
 mod gc;
 mod hosts;

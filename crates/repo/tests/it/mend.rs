@@ -13,7 +13,7 @@ use tintype_repo::{
 };
 use tintype_types::{ByteCount, SnapshotId};
 
-use crate::support::{BLOCK, Dice, begin, content, draft, eager, files, soak};
+use crate::support::{BLOCK, Dice, begin, content, copy_tree, draft, eager, files, soak};
 
 /// Leaves of the large image: so many that scattered changes become a run.
 const LEAVES: u64 = 24;
@@ -158,14 +158,6 @@ impl Pair {
         }
         let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
         assert_eq!(report.damaged, [], "{what}");
-    }
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    for path in files(from) {
-        let to = to.join(path.strip_prefix(from).unwrap());
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::copy(path, to).unwrap();
     }
 }
 

@@ -140,6 +140,15 @@ pub(crate) fn files(folder: &Path) -> Vec<std::path::PathBuf> {
     found
 }
 
+/// Copies a folder.
+pub(crate) fn copy_tree(from: &Path, to: &Path) {
+    for path in files(from) {
+        let to = to.join(path.strip_prefix(from).unwrap());
+        std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+        std::fs::copy(path, to).unwrap();
+    }
+}
+
 /// Choices and noise that a seed fixes.
 pub(crate) struct Dice(blake3::OutputReader);
 
