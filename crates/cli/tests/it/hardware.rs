@@ -18,7 +18,7 @@ const SIZE: u64 = 8 << 20;
 /// Starts a VM that things can be plugged into.
 fn start(qemu: &Qemu) -> BareVm {
     BareVm::start_with(qemu, SIZE, |folder| {
-        for name in ["sa", "sb", "hot", "hot-scsi", "cd1", "cd2", "over"] {
+        for name in ["sa", "sb", "hot", "hot-scsi", "older", "newer", "cd1", "cd2", "over"] {
             image_tool(&["create", "-q", "-f", "raw"], &[&folder.join(name)], &["4M"]);
         }
         let place = folder.display();
@@ -38,6 +38,8 @@ fn start(qemu: &Qemu) -> BareVm {
 fn plug_all(vm: &BareVm, qemu: &Qemu) {
     plug_disk(vm, "hot", "hot");
     plug_disk(vm, "hot-scsi-node", "hot-scsi");
+    plug_disk(vm, "older-node", "older");
+    plug_disk(vm, "newer-node", "newer");
     let processors = vm.qmp("query-hotpluggable-cpus", json!({}));
     let free = processors.as_array().unwrap().iter().find(|one| one["qom-path"].is_null()).unwrap();
     let mut processor = free["props"].clone();
@@ -59,6 +61,14 @@ fn plug_all(vm: &BareVm, qemu: &Qemu) {
         json!({"driver": "e1000", "id": "old-nic", "romfile": ""}),
         json!({"driver": "e1000e", "id": "new-nic"}),
         json!({"driver": "virtio-scsi-pci-non-transitional", "id": "bus"}),
+        json!({"driver": "virtio-blk-pci-transitional", "id": "older", "drive": "older-node"}),
+        json!({"driver": "virtio-blk-pci-non-transitional", "id": "newer", "drive": "newer-node"}),
+        json!({"driver": "virtio-net-pci-transitional", "id": "older-nic"}),
+        json!({"driver": "virtio-net-pci-non-transitional", "id": "newer-nic"}),
+        json!({"driver": "virtio-rng-pci-transitional", "id": "older-rng"}),
+        json!({"driver": "virtio-scsi-pci-transitional", "id": "older-bus"}),
+        json!({"driver": "virtio-serial-pci-transitional", "id": "older-serial"}),
+        json!({"driver": "virtio-serial-pci-non-transitional", "id": "newer-serial"}),
         json!({"driver": "scsi-hd", "id": "hot-scsi", "drive": "hot-scsi-node", "bus": "bus.0"}),
         json!({"driver": "scsi-cd", "id": "tray", "bus": "bus.0"}),
         json!({"driver": "virtio-balloon-pci"}),
@@ -135,21 +145,24 @@ fn what_was_plugged_is_there_after_a_revert() {
         plug_all(&vm, qemu);
         vm.io_at("/machine/peripheral/hot-device/virtio-backend", "write -P 7 0 1M");
         vm.io_at("/machine/peripheral/hot-scsi", "write -P 8 0 1M");
+        vm.io_at("/machine/peripheral/older/virtio-backend", "write -P 9 0 1M");
         let plugged = devices(&vm);
         let said = take(&vm, "plugged");
         assert!(said.contains("the device `dimm` was added"), "{said}");
         let shown = vm.tintype.json(&["show", "web@plugged"]);
-        assert_eq!(shown["details"]["disks"].as_array().unwrap().len(), 6, "{shown}");
+        assert_eq!(shown["details"]["disks"].as_array().unwrap().len(), 8, "{shown}");
 
         vm.tintype.json(&["revert", "web", "first"]);
         assert_eq!(devices(&vm), first);
         vm.tintype.json(&["revert", "web", "safety1"]);
         assert_eq!(devices(&vm), plugged, "what a revert has overwritten");
         vm.io_at("/machine/peripheral/hot-device/virtio-backend", "write -P 1 0 1M");
+        vm.io_at("/machine/peripheral/older/virtio-backend", "write -P 1 0 1M");
         vm.tintype.json(&["revert", "web", "plugged", "--no-safety"]);
         assert_eq!(devices(&vm), plugged);
         must_begin_with(&vm.path("hot"), 7);
         must_begin_with(&vm.path("hot-scsi"), 8);
+        must_begin_with(&vm.path("older"), 9);
         assert!(!take(&vm, "again").contains("since QEMU started"));
         let cloned = vm.tintype.json(&["clone", "web@plugged", "twin"]);
         assert_eq!(cloned["vms"][0]["state"], "running", "{cloned}");

@@ -42,8 +42,7 @@ pub(super) fn describe(
     if device.kind.ends_with("-cpu") {
         return processor(qmp, device);
     }
-    let plain = device.kind.trim_end_matches("-transitional").trim_end_matches("-non");
-    if !KNOWN.contains(&plain) {
+    if !is_known(&device.kind) {
         return Ok(Err("it is of a kind of which QEMU does not tell all".to_owned()));
     }
     let mut described = json!({"driver": device.kind});
@@ -67,6 +66,14 @@ pub(super) fn describe(
     }
     work.below.push(option("device", &described));
     Ok(Ok(work.below))
+}
+
+/// Tells whether QEMU tells all of devices of a kind.
+fn is_known(kind: &str) -> bool {
+    let virtio = kind.starts_with("virtio-").then_some(kind);
+    let variant = virtio.and_then(|kind| kind.strip_suffix("-transitional"));
+    let plain = variant.map(|kind| kind.strip_suffix("-non").unwrap_or(kind));
+    KNOWN.contains(&plain.unwrap_or(kind))
 }
 
 /// A device that is being described.
@@ -186,4 +193,25 @@ fn processor(qmp: &mut Qmp, device: &Device) -> Result<Result<Vec<OptionWord>, S
         described[name] = value.clone();
     }
     Ok(Ok(vec![option("device", &described)]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_of_which_qemu_tells_all() {
+        let check = |kind: &str, expected: bool| assert_eq!(is_known(kind), expected, "{kind}");
+        for kind in KNOWN {
+            check(kind, true);
+            check(&format!("{kind}-transitional"), kind.starts_with("virtio-"));
+            check(&format!("{kind}-non-transitional"), kind.starts_with("virtio-"));
+            check(&format!("{kind}-non"), false);
+        }
+        check("virtio-gpu-pci", false);
+        check("vhost-user-blk-pci-transitional", false);
+        check("virtio-9p-pci-non-transitional", false);
+        check("-transitional", false);
+        check("", false);
+    }
 }
