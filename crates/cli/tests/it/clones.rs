@@ -30,7 +30,7 @@ fn ten_clones_run_on_and_are_whole() {
     if !is_built(GuestKind::Tiny) {
         return;
     }
-    let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Raw, 16)];
+    let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Qcow2, 16)];
     let guest = Guest::of(GuestKind::Tiny).memory_mib(96).disks(disks).network();
     let mut subject = Subject::start(guest);
     let interval = "pair --interval-us 20000 --disk /dev/vdb";
@@ -47,6 +47,7 @@ fn ten_clones_run_on_and_are_whole() {
     for (number, clone) in clones.iter().enumerate() {
         assert_eq!(clone["vm"], format!("twin{}", number + 1));
         assert_eq!((&clone["state"], &clone["lazy"]), (&json!("running"), &json!(true)));
+        assert_eq!(clone["filling"], true, "{clone}");
         assert_ne!(clone["ports"][0]["to"], subject.guest.files().ssh_port().unwrap());
         own.push(clone["ports"][0]["to"].to_string());
         own.push(clone["macs"][0].to_string());
@@ -72,6 +73,12 @@ fn ten_clones_run_on_and_are_whole() {
     let said = subject.guest.serial().must_run("cat /tmp/me /disk/me", WITHIN);
     assert_eq!(said, "later\nlater\n", "the first VM ran on");
     subject.must_be_whole();
+    let deadline = Instant::now() + WITHIN;
+    let is_filled = |vm: &Value| vm["filling"].is_null();
+    while !subject.tintype.lines(&["vm", "list"]).iter().all(is_filled) {
+        assert!(Instant::now() < deadline, "their disks are not filled");
+        sleep(Duration::from_millis(100));
+    }
     for vm in subject.tintype.lines(&["vm", "list"]) {
         assert_eq!(vm["loading"], Value::Null, "its memory is there: {vm}");
     }
