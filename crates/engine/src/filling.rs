@@ -226,10 +226,11 @@ impl Engine {
     /// Sees to it that somebody serves what is still missing of a VM's disks.
     pub(crate) fn mend_filling(&self, vm: &LeasedVm) -> Result<()> {
         let Some(state) = self.filling_state(&vm.name)? else { return Ok(()) };
-        if !state.process.is_some_and(ProcessId::is_alive) {
-            return Ok(());
-        }
-        let Some(lock) = self.filling_lock(&vm.name)? else { return Ok(()) };
+        let lock = match state.process.is_some_and(ProcessId::is_alive) {
+            true => self.filling_lock(&vm.name)?,
+            false => self.note_started(vm, state)?,
+        };
+        let Some(lock) = lock else { return Ok(()) };
         // The one before may have come to its end just now.
         if self.filling_state(&vm.name)?.is_none() {
             return Ok(());
@@ -244,6 +245,20 @@ impl Engine {
                 .state("the guest stops where it needs what is missing; nothing of it is lost")
                 .hint("the snapshot and its repository are needed; then the next command goes on")
         })
+    }
+
+    /// Notes a QEMU whose start was killed before that was done, if there is one. Who
+    /// served its disks ends by itself; returns the lock that it had.
+    fn note_started(&self, vm: &LeasedVm, mut state: FillingState) -> Result<Option<File>> {
+        let Some(mut guest) = vm.foreign_start() else { return Ok(None) };
+        let socket = self.home.disks_socket(&vm.name)?;
+        if guest.check_filling(state.images(), &socket).is_err() {
+            return Ok(None);
+        }
+        let lock = self.await_filling_lock(&vm.name)?;
+        state.process = Some(guest.process());
+        self.note_filling(&vm.name, &state)?;
+        Ok(Some(lock))
     }
 
     fn cannot_fill(&self, vm: &VmName) -> Error {

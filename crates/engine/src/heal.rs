@@ -19,6 +19,9 @@ use crate::vms::{DEATH_LIMIT, LeasedVm};
 /// How long a QEMU takes at most from its start until it listens.
 const START_LIMIT: Duration = Duration::from_secs(1);
 
+/// The same, where a second one beside it would take its place.
+const PATIENT_START_LIMIT: Duration = Duration::from_secs(5);
+
 /// Between two looks whether it does.
 const RETRY_INTERVAL: Duration = Duration::from_millis(20);
 
@@ -27,6 +30,9 @@ impl Engine {
     /// twice is the same as once.
     pub(crate) fn heal(&self, vm: &mut LeasedVm) -> Result<()> {
         let intent = self.intent(&vm.name)?;
+        if intent == Some(Intent::Start) {
+            await_start(vm, PATIENT_START_LIMIT);
+        }
         if !matches!(intent, Some(Intent::Revert { .. } | Intent::Clone { .. })) {
             // Before anything is asked of QEMU: it may wait for memory, or a disk, itself.
             self.mend_loading(vm)?;
@@ -34,6 +40,8 @@ impl Engine {
         }
         match intent {
             None => return Ok(()),
+            // What there is of it is noted by who asked for this.
+            Some(Intent::Start) => {}
             Some(Intent::Take { footprint, freezes, hooks }) => {
                 let thawing = freezes.then(|| self.ask_thaw(vm));
                 self.erase(vm, &footprint)?;
@@ -65,7 +73,7 @@ impl Engine {
             }
             Some(Intent::Stop { process }) => self.take_back_stop(vm, process)?,
             Some(Intent::Clone { folder }) => {
-                await_start(vm);
+                await_start(vm, START_LIMIT);
                 self.remove_clone(vm, &folder)?;
                 self.config.observer.notice(&format!(
                     "`{}` was being made of a snapshot when that was interrupted; it is removed",
@@ -102,7 +110,7 @@ impl Engine {
         if let Err(error) = self.see_to_media(&mut target, true) {
             tracing::warn!(%error, "QEMU will not find it");
         }
-        await_start(vm);
+        await_start(vm, START_LIMIT);
         // What the disks are now is not known: all of them is compared.
         let became = self.become_snapshot(&repository, vm, &target, Become::default());
         became.map(drop).map_err(|error| {
@@ -156,10 +164,10 @@ fn cannot_repair(vm: &VmName, interrupted: &str, state: &str) -> impl FnOnce(Err
     }
 }
 
-/// Waits for the QEMU that the killed revert may have started and that does not
+/// Waits for the QEMU that the killed command may have started and that does not
 /// listen yet: it would hold the disks.
-fn await_start(vm: &LeasedVm) {
-    let deadline = Instant::now() + START_LIMIT;
+fn await_start(vm: &LeasedVm, limit: Duration) {
+    let deadline = Instant::now() + limit;
     while !vm.is_alive() && Instant::now() < deadline {
         sleep(RETRY_INTERVAL);
     }

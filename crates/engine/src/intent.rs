@@ -57,6 +57,8 @@ pub(crate) enum Intent {
         /// The folder of its disks, which did not exist before.
         folder: PathBuf,
     },
+    /// A QEMU is being started: it runs on, if it comes.
+    Start,
 }
 
 impl Engine {

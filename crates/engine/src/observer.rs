@@ -3,8 +3,8 @@
 use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
-/// The steps of a take, of a revert, of a stop, of a clone, of a page server, of a disk server, of an
-/// import, of a copy, of a deletion and of an undo, in order. A test can hold or kill the
+/// The steps of a take, of a revert, of a stop, of a clone, of a start, of a page server, of
+/// a disk server, of an import, of a copy, of a deletion and of an undo, in order. A test can hold or kill the
 /// process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
@@ -43,6 +43,7 @@ pub enum Step {
     CloneFilled,
     CloneLoaded,
     CloneRunning,
+    StartLaunched,
     LoadBegun,
     LoadHalfway,
     LoadSent,
@@ -61,7 +62,7 @@ pub enum Step {
 
 impl Step {
     /// All steps, in order.
-    pub const ALL: [Self; 48] = [
+    pub const ALL: [Self; 49] = [
         Self::TakeLease,
         Self::TakeIntent,
         Self::TakePreflight,
@@ -96,6 +97,7 @@ impl Step {
         Self::CloneFilled,
         Self::CloneLoaded,
         Self::CloneRunning,
+        Self::StartLaunched,
         Self::LoadBegun,
         Self::LoadHalfway,
         Self::LoadSent,

@@ -8,7 +8,8 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tintype_types::{SnapshotId, VmId, VmName};
 use tintype_vm::{
-    CommandLine, Guest, Inventory, LaunchParams, Process, ProcessId, arguments, launch,
+    CommandLine, Guest, Inventory, LaunchParams, Process, ProcessId, arguments, fill_arguments,
+    launch,
 };
 
 use crate::Engine;
@@ -19,6 +20,7 @@ use crate::import::refuse_imported;
 use crate::intent::Intent;
 use crate::lease::Lease;
 use crate::loading::Loading;
+use crate::observer::Step;
 use crate::settings::VmSettings;
 
 /// What is kept of a registered VM.
@@ -219,8 +221,10 @@ impl Engine {
                 .hint(format!("`tintype vm show {name}` shows it")));
         }
         refuse_imported(&vm.state.command_line, "start", name)?;
-        let guest = self.launch(&vm, &[])?;
-        self.saw(&mut vm, guest)?;
+        self.intend(name, &Intent::Start)?;
+        let started = self.launch(&vm, &[]).and_then(|guest| self.saw(&mut vm, guest));
+        self.forget_intent(name)?;
+        started?;
         self.report(&vm)
     }
 
@@ -256,7 +260,11 @@ impl Engine {
             return Ok(());
         }
         let Some(guest) = vm.foreign_start() else { return Ok(()) };
-        let line = started_line(&guest);
+        let own = match self.filling_state(&vm.name)? {
+            Some(_) => fill_arguments(&self.home.fill_monitor(&vm.name)?),
+            None => Vec::new(),
+        };
+        let line = started_line(&guest, &own);
         if line.arguments != vm.state.command_line.arguments {
             self.config.observer.notice(&format!(
                 "`{}` was started without tintype, by another command line: that one counts from now on",
@@ -311,6 +319,7 @@ impl Engine {
         };
         let cannot = || format!("cannot start the QEMU of `{}`", vm.name);
         let mut guest = launch(&params).map_err(Error::step(cannot()))?;
+        self.config.observer.step(Step::StartLaunched);
         if let Some(filling) = filling
             && let Err(error) = self.filling_began(vm, filling, &mut guest)
         {
@@ -351,7 +360,7 @@ impl Engine {
     fn register(&self, name: &VmName, mut guest: Guest, lease: Lease) -> Result<VmReport> {
         let inventory =
             guest.inventory().map_err(Error::step(format!("cannot look at `{name}`")))?;
-        let (socket, line) = (guest.socket().to_owned(), started_line(&guest));
+        let (socket, line) = (guest.socket().to_owned(), started_line(&guest, &[]));
         let state =
             VmState { process: guest.process(), ..VmState::at_rest(socket, line, inventory) };
         drop(guest);
@@ -408,15 +417,16 @@ impl LeasedVm {
     }
 
     /// A VM that was added may have been started again by its owner.
-    fn foreign_start(&self) -> Option<Guest> {
+    pub(crate) fn foreign_start(&self) -> Option<Guest> {
         Guest::connect(&self.state.socket).ok()
     }
 }
 
-/// Returns how a QEMU can be started again.
-fn started_line(guest: &Guest) -> CommandLine {
+/// Returns how a QEMU can be started again, without what was for one start, at the end.
+fn started_line(guest: &Guest, once: &[String]) -> CommandLine {
     let line = guest.command_line();
-    let arguments = arguments::without_start_options(&line.arguments);
+    let given = line.arguments.strip_suffix(once).unwrap_or(&line.arguments);
+    let arguments = arguments::without_start_options(given);
     CommandLine { arguments, ..line.clone() }
 }
 

@@ -66,6 +66,15 @@ const SOAKS: &[Soak] = &[
         usual: 100,
     },
     Soak {
+        name: "disks",
+        about: "kills what fills disks behind running guests, and the commands, on each QEMU",
+        package: "tintype",
+        target: &["--test", "it"],
+        tests: &["lazy_kills::"],
+        counted: "kills",
+        usual: 100,
+    },
+    Soak {
         name: "readers",
         about: "has random repositories read by both readers",
         package: "tintype-repo",
@@ -136,6 +145,15 @@ const SOAKS: &[Soak] = &[
         tests: &["died::a_killed_process"],
         counted: "kills",
         usual: 20_000,
+    },
+    Soak {
+        name: "rewrites",
+        about: "kills processes that compact, compress again and repair",
+        package: "tintype-repo",
+        target: &["--test", "it"],
+        tests: &["died_rewriting::what_is_killed"],
+        counted: "kills",
+        usual: 2_000,
     },
     Soak {
         name: "copies",

@@ -24,24 +24,32 @@ const AGAIN: &str = "while [ ! -s /tmp/again ]; do sleep 0.1; done; cat /tmp/aga
 const READ: &str = "echo 3 >/proc/sys/vm/drop_caches; md5sum </disk/fill | cmp - /tmp/sum";
 
 /// A guest with witnesses and something on its disk, and the snapshot `base`.
-struct Origin {
-    subject: Subject,
+pub(crate) struct Origin {
+    pub(crate) subject: Subject,
     /// The sum of what is on its disk.
-    sum: String,
+    pub(crate) sum: String,
 }
 
 /// A clone whose disks are being filled.
-struct Twin {
-    folder: PathBuf,
+pub(crate) struct Twin {
+    pub(crate) folder: PathBuf,
     home: PathBuf,
-    serial: Serial,
+    pub(crate) serial: Serial,
     /// While it is there, whoever fills the disks stands still.
-    held: PathBuf,
+    pub(crate) held: PathBuf,
 }
 
 impl Origin {
     fn start(qemu: &Qemu) -> Self {
+        let mut origin = Self::boot(qemu, None);
+        origin.subject.take(&["--name", "base"]);
+        origin
+    }
+
+    /// Starts the guest, with one more disk if there is one, and takes nothing yet.
+    pub(crate) fn boot(qemu: &Qemu, more: Option<Disk>) -> Self {
         let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Qcow2, 64)];
+        let disks = disks.into_iter().chain(more);
         let builder = Guest::of(GuestKind::Tiny).qemu(qemu.clone()).memory_mib(96).disks(disks);
         let mut subject = Subject::start(builder);
         let witness = "pair --interval-us 20000 --disk /dev/vdb";
@@ -49,20 +57,32 @@ impl Origin {
         let fill = "dd if=/dev/urandom of=/disk/fill bs=1M count=24 2>/dev/null; sync";
         let sum = "md5sum </disk/fill | tee /tmp/sum";
         let sum = subject.guest.serial().must_run(&format!("{fill}; {sum}"), WITHIN);
-        subject.take(&["--name", "base"]);
         Self { subject, sum }
     }
 
-    fn folder(&self) -> &Path {
+    pub(crate) fn folder(&self) -> &Path {
         self.subject.guest.files().folder()
     }
 
     /// Makes a clone, and holds who fills its disks before anything is filled.
     fn clone(&self, snapshot: &str, name: &str) -> Twin {
+        let twin = self.clone_with(snapshot, name, |held| Some(format!("fill-begun:{held}")));
+        twin.wait_held();
+        twin
+    }
+
+    /// Makes a clone whose disk servers, and who stands by for them, have a fault; it may
+    /// name the file by which they are held.
+    pub(crate) fn clone_with(
+        &self,
+        snapshot: &str,
+        name: &str,
+        fault: impl FnOnce(std::path::Display<'_>) -> Option<String>,
+    ) -> Twin {
         let held = self.folder().join(format!("held-{name}"));
         let mut command = self.subject.tintype.command();
         command.args(["--json", "clone", snapshot, name, "--lazy"]);
-        command.env("TINTYPE_TEST_FAULT", format!("fill-begun:{}", held.display()));
+        command.envs(fault(held.display()).map(|fault| ("TINTYPE_TEST_FAULT", fault)));
         let output = command.output().unwrap();
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{errors}");
@@ -71,12 +91,10 @@ impl Origin {
         assert_eq!(clone["filling"], true, "{report}");
         let folder = PathBuf::from(clone["folder"].as_str().unwrap());
         let serial = serial(clone, &self.subject.guest);
-        let twin = Twin { folder, home: self.folder().join("home"), serial, held };
-        twin.wait_held();
-        twin
+        Twin { folder, home: self.folder().join("home"), serial, held }
     }
 
-    fn show(&self, name: &str) -> Value {
+    pub(crate) fn show(&self, name: &str) -> Value {
         self.subject.tintype.json(&["vm", "show", name])
     }
 
@@ -89,7 +107,7 @@ impl Origin {
     }
 
     /// Waits until a clone's disks are filled, and asserts that they need nobody.
-    fn must_be_filled(&self, twin: &Twin, name: &str) {
+    pub(crate) fn must_be_filled(&self, twin: &Twin, name: &str) {
         twin.wait("it is not filled", || !twin.file(name, "filling.json").exists());
         assert_eq!(self.show(name)["filling"], Value::Null);
         let mut qmp = twin.qmp(name);
@@ -105,14 +123,14 @@ impl Origin {
 }
 
 impl Twin {
-    fn disks(&self) -> Vec<PathBuf> {
+    pub(crate) fn disks(&self) -> Vec<PathBuf> {
         let mut disks = files(&self.folder);
         disks.retain(|file| file.extension().is_some_and(|end| end == "qcow2"));
-        assert_eq!(disks.len(), 2, "{disks:?}");
+        assert!(disks.len() >= 2, "{disks:?}");
         disks
     }
 
-    fn file(&self, name: &str, file: &str) -> PathBuf {
+    pub(crate) fn file(&self, name: &str, file: &str) -> PathBuf {
         self.home.join("vms").join(name).join(file)
     }
 
@@ -120,7 +138,7 @@ impl Twin {
         Qmp::connect(&self.home.join(format!("run/{name}.qmp"))).unwrap()
     }
 
-    fn wait(&self, what: &str, mut is_so: impl FnMut() -> bool) {
+    pub(crate) fn wait(&self, what: &str, mut is_so: impl FnMut() -> bool) {
         let deadline = Instant::now() + WITHIN;
         while !is_so() {
             assert!(Instant::now() < deadline, "{what}");
@@ -128,40 +146,52 @@ impl Twin {
         }
     }
 
-    fn wait_held(&self) {
+    pub(crate) fn wait_held(&self) {
         self.wait("nobody begins to fill", || self.held.exists());
     }
 
-    fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         fs::remove_file(&self.held).unwrap();
     }
 
-    fn must_be_whole(&mut self) {
+    pub(crate) fn must_be_whole(&mut self) {
         self.serial.wait_answer(WITHIN).unwrap();
         assert_eq!(self.serial.must_run(READ, WITHIN), "");
         self.serial.must_be_whole(WITHIN);
     }
 
+    /// Returns who fills the disks, and who stands by, as far as they are known.
+    pub(crate) fn servers(&self, name: &str) -> Vec<Pid> {
+        servers(&self.file(name, "filling-progress.json"))
+    }
+
     /// Kills who fills the disks, and, if it is wanted, who stands by.
     fn kill(&self, name: &str, with_stand_by: bool) {
-        kill_servers(&self.file(name, "filling-progress.json"), with_stand_by);
+        let servers = self.servers(name);
+        kill_servers(&servers[..if with_stand_by { 2 } else { 1 }]);
         let _ = fs::remove_file(&self.held);
     }
 }
 
-/// Kills who fills disks, and, if it is wanted, who stands by; returns when they have
-/// ended, and the next command can tell.
-pub(crate) fn kill_servers(progress: &Path, with_stand_by: bool) {
-    let progress: Value = serde_json::from_slice(&fs::read(progress).unwrap()).unwrap();
+/// Returns who fills disks, and who stands by, as far as they are known.
+pub(crate) fn servers(progress: &Path) -> Vec<Pid> {
+    let Ok(progress) = fs::read(progress) else { return Vec::new() };
+    let progress: Value = serde_json::from_slice(&progress).unwrap();
     let pid = i32::try_from(progress["server"].as_u64().unwrap()).unwrap();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
     let stands_by = children.split_whitespace().map(|pid| pid.parse().unwrap());
-    let pids = stands_by.filter(|_| with_stand_by).chain([pid]);
-    let processes: Vec<_> = pids
-        .map(|pid| pidfd_open(Pid::from_raw(pid).unwrap(), PidfdFlags::empty()).unwrap())
-        .collect();
+    std::iter::once(pid).chain(stands_by).filter_map(Pid::from_raw).collect()
+}
+
+/// Kills those that have not ended yet, the last one first: who stands by would take the
+/// other's place. Returns when they have ended, and the next command can tell.
+pub(crate) fn kill_servers(servers: &[Pid]) {
+    let processes = servers.iter().rev();
+    let processes: Vec<_> =
+        processes.filter_map(|pid| pidfd_open(*pid, PidfdFlags::empty()).ok()).collect();
     for process in &processes {
-        pidfd_send_signal(process, Signal::KILL).unwrap();
+        let _ = pidfd_send_signal(process, Signal::KILL);
     }
     for process in &processes {
         poll(&mut [PollFd::new(process, PollFlags::IN)], None).unwrap();
@@ -169,7 +199,7 @@ pub(crate) fn kill_servers(progress: &Path, with_stand_by: bool) {
 }
 
 /// Runs `qemu-img`, and returns what it says.
-fn img(arguments: &[&str], files: &[&Path]) -> String {
+pub(crate) fn img(arguments: &[&str], files: &[&Path]) -> String {
     let output = Command::new("qemu-img").args(arguments).args(files).output().unwrap();
     assert!(output.status.success(), "{arguments:?} {files:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()

@@ -28,6 +28,7 @@ mod keys;
 mod kill;
 mod lazy;
 mod lazy_disks;
+mod lazy_kills;
 mod long_chain;
 mod operations;
 mod oracle;

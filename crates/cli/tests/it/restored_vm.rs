@@ -14,7 +14,7 @@ use tintype_testkit::{Disk, Format, Guest, GuestKind, Qemu, Serial};
 use crate::bare_vm::{BareVm, image_tool};
 use crate::clones::serial;
 use crate::command::Tintype;
-use crate::lazy_disks::kill_servers;
+use crate::lazy_disks::{kill_servers, servers};
 use crate::restore::Started;
 use crate::scene::Scene;
 use crate::subject::{Subject, WITHIN, is_built};
@@ -108,7 +108,7 @@ fn a_guest_runs_from_its_folder_before_that_is_whole() {
         let refused = tintype.run(&["rm", "web@base"]);
         assert_eq!(refused.status.code(), Some(4), "it is filled from that: {refused:?}");
 
-        kill_servers(&folder.join("home/vms/there/filling-progress.json"), true);
+        kill_servers(&servers(&folder.join("home/vms/there/filling-progress.json")));
         fs::remove_file(&hold).unwrap();
         tintype.json(&["vm", "show", "there"]);
         must_be_whole(&mut serial);

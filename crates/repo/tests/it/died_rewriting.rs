@@ -188,7 +188,7 @@ impl Ground {
         let ids: Vec<_> = listing.records.iter().map(|record| record.id).collect();
         assert_eq!(ids, self.there.iter().map(|record| record.id).collect::<Vec<_>>(), "{what}");
         for record in &listing.records {
-            let number = record.details.as_u64().unwrap();
+            let number: u64 = record.details.read().unwrap();
             assert!(read_all(&repository, &record.images[0].root) == image(number), "{what}");
         }
         let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
