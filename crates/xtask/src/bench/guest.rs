@@ -101,6 +101,11 @@ impl Subject {
         Ok(self.guest.qmp()?)
     }
 
+    /// Whether its QEMU has ended by itself.
+    pub(super) fn has_ended(&mut self) -> bool {
+        self.guest.wait_end(Duration::from_secs(10))
+    }
+
     /// Ends it; its files stay.
     pub(super) fn end(&mut self) {
         self.guest.kill();

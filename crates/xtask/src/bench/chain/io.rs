@@ -2,29 +2,53 @@
 
 use super::super::guest::Subject;
 use super::super::median;
-use super::ROUNDS;
 use crate::failure::Failure;
 
 /// Blocks of 4 KiB that are written, and read.
 const BLOCKS: u32 = 8192;
 
-/// Returns megabytes a second of writing and of reading.
-pub(super) fn speeds(subject: &mut Subject) -> Result<(f64, f64), Failure> {
+/// How often both guests are measured: machines are noisy, and these ratios are near 1.
+const TURNS: usize = 7;
+
+/// Megabytes a second, and how that compares with a guest that has no snapshots.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Speed {
+    pub(super) megabytes: f64,
+    pub(super) ratio: f64,
+}
+
+/// Returns the speed of writing and of reading; the guest and the one without
+/// snapshots take turns.
+pub(super) fn speeds(subject: &mut Subject, plain: &mut Subject) -> Result<[Speed; 2], Failure> {
+    let directions =
+        ["if=/dev/zero of=/dev/vdb oflag=direct", "if=/dev/vdb of=/dev/null iflag=direct"];
     let mut measured = [Vec::new(), Vec::new()];
-    for _ in 0..ROUNDS {
-        let directions =
-            ["if=/dev/zero of=/dev/vdb oflag=direct", "if=/dev/vdb of=/dev/null iflag=direct"];
-        for (direction, speeds) in directions.iter().zip(&mut measured) {
-            // Not every `dd` says how long it took.
-            let timed = format!(
-                "read a x </proc/uptime; dd {direction} bs=4k count={BLOCKS} 2>/dev/null && \
-                 read b x </proc/uptime && echo $a $b"
-            );
-            let printed = subject.in_guest(&timed)?;
-            speeds.push(f64::from(BLOCKS) * 4096.0 / 1e6 / seconds(&printed)?);
+    for turn in 0..TURNS {
+        for (direction, pairs) in directions.iter().zip(&mut measured) {
+            // Each is the first as often as the second.
+            pairs.push(if turn % 2 == 0 {
+                let other = megabytes(plain, direction)?;
+                (megabytes(subject, direction)?, other)
+            } else {
+                (megabytes(subject, direction)?, megabytes(plain, direction)?)
+            });
         }
     }
-    Ok((median(&measured[0]), median(&measured[1])))
+    Ok(measured.map(|pairs| {
+        let all: Vec<f64> = pairs.iter().map(|(own, _)| *own).collect();
+        let ratios: Vec<f64> = pairs.iter().map(|(own, other)| own / other).collect();
+        Speed { megabytes: median(&all), ratio: median(&ratios) }
+    }))
+}
+
+fn megabytes(subject: &mut Subject, direction: &str) -> Result<f64, Failure> {
+    // Not every `dd` says how long it took.
+    let timed = format!(
+        "read a x </proc/uptime; dd {direction} bs=4k count={BLOCKS} 2>/dev/null && \
+         read b x </proc/uptime && echo $a $b"
+    );
+    let printed = subject.in_guest(&timed)?;
+    Ok(f64::from(BLOCKS) * 4096.0 / 1e6 / seconds(&printed)?)
 }
 
 /// Returns the seconds between two times of the guest since its start.

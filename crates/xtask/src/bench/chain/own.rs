@@ -1,7 +1,7 @@
 //! Snapshots kept by tintype, of a guest that runs.
 
 use super::super::guest::Subject;
-use super::{DISK_MIB, FILLED_MIB, Figures, ROUNDS, io, rounds};
+use super::{DISK_MIB, FILLED_MIB, Figures, ROUNDS, io, median, rounds};
 use crate::failure::Failure;
 use tintype_testkit::{Disk, Format, GuestKind};
 
@@ -10,12 +10,18 @@ const MEMORY_MIB: u32 = 128;
 /// How many places of the disk change, 64 KiB each.
 const PLACES: usize = 10;
 
-/// Measures at each number of snapshots.
-pub(super) fn measure(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
+/// Boots a guest with something on its second disk.
+pub(super) fn guest() -> Result<Subject, Failure> {
     let disks = [Disk::system(Format::Qcow2), Disk::blank(Format::Qcow2, DISK_MIB)];
     let mut subject = Subject::of(GuestKind::Tiny, MEMORY_MIB, disks)?;
     subject
         .in_guest(&format!("dd if=/dev/urandom of=/dev/vdb bs=1M count={FILLED_MIB} conv=fsync"))?;
+    Ok(subject)
+}
+
+/// Measures at each number of snapshots.
+pub(super) fn measure(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
+    let mut subject = guest()?;
     let mut figures = Vec::new();
     let mut taken = 0;
     for &count in counts {
@@ -24,7 +30,7 @@ pub(super) fn measure(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
             subject.take(&["--no-memory", "--name", &format!("c{taken}")])?;
             taken += 1;
         }
-        figures.push(at(&mut subject, count)?);
+        figures.push(at(&mut subject, plain, count)?);
     }
     Ok(figures)
 }
@@ -37,8 +43,8 @@ fn change(subject: &mut Subject, number: usize) -> Result<(), Failure> {
     subject.in_guest(&written).map(drop)
 }
 
-fn at(subject: &mut Subject, count: usize) -> Result<Figures, Failure> {
-    let (write, read) = io::speeds(subject)?;
+fn at(subject: &mut Subject, plain: &mut Subject, count: usize) -> Result<Figures, Failure> {
+    let [write, read] = io::speeds(subject, plain)?.map(Some);
     let mut takes = Vec::new();
     for round in 0..ROUNDS {
         change(subject, count + round)?;
@@ -54,9 +60,22 @@ fn at(subject: &mut Subject, count: usize) -> Result<Figures, Failure> {
         for _ in 0..ROUNDS {
             subject.tintype(&["undo"])?;
         }
-        let reverted = subject.revert("c0")?;
-        revert = reverted["running_ms"].as_f64();
+        let mut reverts = Vec::new();
+        for round in 0..ROUNDS {
+            change(subject, count + ROUNDS + round)?;
+            let reverted = subject.revert("c0")?;
+            reverts.push(reverted["running_ms"].as_f64().unwrap_or(f64::NAN));
+        }
+        revert = Some(median(&reverts));
     }
-    let take = super::median(&takes);
-    Ok(Figures { snapshots: count, write, read, take, delete, revert, log, du: Some(du) })
+    Ok(Figures {
+        snapshots: count,
+        write,
+        read,
+        take: median(&takes),
+        delete,
+        revert,
+        log,
+        du: Some(du),
+    })
 }

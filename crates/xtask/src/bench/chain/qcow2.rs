@@ -8,7 +8,8 @@ use tempfile::TempDir;
 use tintype_testkit::{Content, Disk, Format, GuestKind};
 
 use super::super::guest::Subject;
-use super::{DISK_MIB, FILLED_MIB, Figures, io, rounds};
+use super::io::{self, Speed};
+use super::{DISK_MIB, FILLED_MIB, Figures, rounds};
 use crate::failure::Failure;
 use crate::process::run;
 
@@ -16,7 +17,7 @@ use crate::process::run;
 const MEMORY_MIB: u32 = 128;
 
 /// Measures chains of overlays.
-pub(super) fn overlays(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
+pub(super) fn overlays(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
     let folder = folder()?;
     let place = |number: usize| folder.path().join(format!("{number}.qcow2"));
     base(&place(0))?;
@@ -31,13 +32,17 @@ pub(super) fn overlays(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
             top += 1;
             write(&place(top), top, true)?;
         }
-        figures.push(overlays_at(&place, count)?);
+        figures.push(overlays_at(&place, count, plain)?);
     }
     Ok(figures)
 }
 
-fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures, Failure> {
-    let (write, read) = speeds(&place(count))?;
+fn overlays_at(
+    place: &dyn Fn(usize) -> PathBuf,
+    count: usize,
+    plain: &mut Subject,
+) -> Result<Figures, Failure> {
+    let [write, read] = speeds(&place(count), plain)?;
     let aside = place(usize::MAX);
     let overlay = |on: &Path| {
         let mut create = Command::new("qemu-img");
@@ -68,7 +73,7 @@ fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures
 }
 
 /// Measures internal snapshots.
-pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
+pub(super) fn internal(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
     let folder = folder()?;
     let image = folder.path().join("image.qcow2");
     base(&image)?;
@@ -97,7 +102,7 @@ pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
         for round in 0..3 {
             snapshot("-d", &format!("m{round}"))?;
         }
-        let (write, read) = speeds(&image)?;
+        let [write, read] = speeds(&image, plain)?;
         figures.push(Figures {
             snapshots: count,
             write,
@@ -139,9 +144,16 @@ fn write(path: &Path, number: usize, overlay: bool) -> Result<(), Failure> {
     run(tool.args(["-f", "qcow2", "-c", &command]).arg(path))
 }
 
-/// Boots a guest with the image as its second disk.
-fn speeds(path: &Path) -> Result<(f64, f64), Failure> {
+/// Boots a guest with the image as its second disk. `None` if its QEMU does not live
+/// through it: QEMU 10.0 overflows the stack of a coroutine on a thousand overlays.
+fn speeds(path: &Path, plain: &mut Subject) -> Result<[Option<Speed>; 2], Failure> {
     let image =
         Disk { format: Format::Qcow2, content: Content::Existing { path: path.to_owned() } };
-    io::speeds(&mut Subject::of(GuestKind::Tiny, MEMORY_MIB, [Disk::system(Format::Qcow2), image])?)
+    let disks = [Disk::system(Format::Qcow2), image];
+    let mut subject = Subject::of(GuestKind::Tiny, MEMORY_MIB, disks)?;
+    match io::speeds(&mut subject, plain) {
+        Ok(speeds) => Ok(speeds.map(Some)),
+        Err(_) if subject.has_ended() => Ok([None; 2]),
+        Err(failure) => Err(failure),
+    }
 }
