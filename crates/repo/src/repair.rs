@@ -9,7 +9,8 @@
 //!           labels      from a copy or this machine, else what was before it, and pinned
 //!           operations  from a copy or this machine, else an entry that says nothing
 //!           epochs      see `epoch::settle` and `gc::decide_again`
-//!        ─► verify ─► the segments that are still damaged: quarantined
+//!        ─► verify, and again what is damaged that nothing led to before
+//!        ─► the segments that are still damaged: quarantined
 //!        ─► from another repository: `graft` moves out what is needed of them,
 //!           `regrow` makes damaged maps anew, `recall` damaged records
 //! ```
@@ -94,16 +95,21 @@ pub(crate) fn repair(
         Source::Copy(copy) => (Some(copy), None),
         Source::Other(other) => (None, Some(donor(vault, other)?)),
     };
-    let before = verify()?;
-    let objects: BTreeSet<&String> = before.damaged.iter().map(|damage| &damage.object).collect();
+    let mut after = verify()?;
+    let mut found = after.damaged.clone();
     let mut repaired = Vec::new();
-    for key in objects {
-        supervisor.check()?;
-        if mend(vault, copy, key)? {
-            repaired.push(key.clone());
+    let mut tried = BTreeSet::new();
+    loop {
+        let mended = mend_new(vault, copy, &after.damaged, &mut tried, supervisor)?;
+        if mended.is_empty() {
+            break;
         }
+        repaired.extend(mended);
+        // What is whole again may lead to more that is not.
+        after = verify()?;
+        found
+            .extend(after.damaged.iter().filter(|damage| !tried.contains(&damage.object)).cloned());
     }
-    let mut after = if repaired.is_empty() { before.clone() } else { verify()? };
     // Before anything is stored, so that nothing new leads there.
     let (mut quarantined, mut released) = keep_away(vault, &after.damaged)?;
     let mut grafted = Grafted::default();
@@ -128,7 +134,7 @@ pub(crate) fn repair(
     emptied.retain(is_good);
     quarantined.retain(|key| !emptied.contains(key));
     Ok(RepairReport {
-        found: before.damaged,
+        found,
         repaired,
         quarantined,
         released,
@@ -149,6 +155,25 @@ fn donor<'d>(vault: &Vault, other: &'d Repository) -> Result<Donor<'d>, Error> {
     }
     let place = other.path().display();
     Err(Error::Invalid(format!("{place} has no copy of this repository or of its snapshots")))
+}
+
+/// Mends the damaged objects that were not tried yet; returns those that are others now.
+fn mend_new(
+    vault: &Vault,
+    copy: Option<&Vault>,
+    damaged: &[Damage],
+    tried: &mut BTreeSet<String>,
+    supervisor: &dyn Supervisor,
+) -> Result<Vec<String>, Error> {
+    let objects: BTreeSet<&String> = damaged.iter().map(|damage| &damage.object).collect();
+    let mut mended = Vec::new();
+    for key in objects {
+        supervisor.check()?;
+        if tried.insert(key.clone()) && mend(vault, copy, key)? {
+            mended.push(key.clone());
+        }
+    }
+    Ok(mended)
 }
 
 /// Mends an object; whether it is another one now.

@@ -158,10 +158,9 @@ impl Ground {
 
     fn start(&self, act: usize) -> Child {
         Command::new(env::current_exe().unwrap())
-            .args(["died_rewriting::child_that_rewrites", "--exact", "--test-threads=1"])
+            .args(["died_rewriting::child_that_rewrites", "--exact", "--nocapture"])
             .env(WORKER, format!("{act} {}", self.folder.path().display()))
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
             .spawn()
             .unwrap()
     }
