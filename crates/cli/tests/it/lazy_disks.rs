@@ -167,9 +167,13 @@ impl Twin {
 
     /// Kills who fills the disks, and, if it is wanted, who stands by.
     fn kill(&self, name: &str, with_stand_by: bool) {
-        let servers = self.servers(name);
-        kill_servers(&servers[..if with_stand_by { 2 } else { 1 }]);
+        let servers = &self.servers(name)[..if with_stand_by { 2 } else { 1 }];
+        // Nobody must see that it is let go, and whoever takes over is held anew.
+        for server in servers {
+            kill_process(*server, Signal::STOP).unwrap();
+        }
         let _ = fs::remove_file(&self.held);
+        kill_servers(servers);
     }
 }
 
