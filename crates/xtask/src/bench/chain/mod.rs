@@ -50,10 +50,9 @@ pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
         "medians of {ROUNDS}; emulated guest; ms, and MB/s of blocks of 4 KiB past the guest's cache, \
          in turns with a guest without snapshots (ratio); - is nothing alike, or a QEMU that ended"
     );
-    let mut plain = own::guest()?;
-    show("tintype", &own::measure(&counts, &mut plain)?);
-    show("qcow2 overlays, by qemu-img", &qcow2::overlays(&counts, &mut plain)?);
-    show("qcow2 internal snapshots, by qemu-img", &qcow2::internal(&counts, &mut plain)?);
+    show("tintype", &own::measure(&counts)?);
+    show("qcow2 overlays, by qemu-img", &qcow2::overlays(&counts)?);
+    show("qcow2 internal snapshots, by qemu-img", &qcow2::internal(&counts)?);
     Ok(())
 }
 

@@ -20,7 +20,7 @@ pub(super) fn guest() -> Result<Subject, Failure> {
 }
 
 /// Measures at each number of snapshots.
-pub(super) fn measure(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
+pub(super) fn measure(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
     let mut subject = guest()?;
     let mut figures = Vec::new();
     let mut taken = 0;
@@ -30,7 +30,7 @@ pub(super) fn measure(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figur
             subject.take(&["--no-memory", "--name", &format!("c{taken}")])?;
             taken += 1;
         }
-        figures.push(at(&mut subject, plain, count)?);
+        figures.push(at(&mut subject, count)?);
     }
     Ok(figures)
 }
@@ -43,8 +43,8 @@ fn change(subject: &mut Subject, number: usize) -> Result<(), Failure> {
     subject.in_guest(&written).map(drop)
 }
 
-fn at(subject: &mut Subject, plain: &mut Subject, count: usize) -> Result<Figures, Failure> {
-    let [write, read] = io::speeds(subject, plain)?.map(Some);
+fn at(subject: &mut Subject, count: usize) -> Result<Figures, Failure> {
+    let [write, read] = io::speeds(subject)?.map(Some);
     let mut takes = Vec::new();
     for round in 0..ROUNDS {
         change(subject, count + round)?;

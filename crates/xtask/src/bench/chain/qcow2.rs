@@ -17,7 +17,7 @@ use crate::process::run;
 const MEMORY_MIB: u32 = 128;
 
 /// Measures chains of overlays.
-pub(super) fn overlays(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
+pub(super) fn overlays(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
     let folder = folder()?;
     let place = |number: usize| folder.path().join(format!("{number}.qcow2"));
     base(&place(0))?;
@@ -32,17 +32,13 @@ pub(super) fn overlays(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figu
             top += 1;
             write(&place(top), top, true)?;
         }
-        figures.push(overlays_at(&place, count, plain)?);
+        figures.push(overlays_at(&place, count)?);
     }
     Ok(figures)
 }
 
-fn overlays_at(
-    place: &dyn Fn(usize) -> PathBuf,
-    count: usize,
-    plain: &mut Subject,
-) -> Result<Figures, Failure> {
-    let [write, read] = speeds(&place(count), plain)?;
+fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures, Failure> {
+    let [write, read] = speeds(&place(count))?;
     let aside = place(usize::MAX);
     let overlay = |on: &Path| {
         let mut create = Command::new("qemu-img");
@@ -73,7 +69,7 @@ fn overlays_at(
 }
 
 /// Measures internal snapshots.
-pub(super) fn internal(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figures>, Failure> {
+pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
     let folder = folder()?;
     let image = folder.path().join("image.qcow2");
     base(&image)?;
@@ -102,7 +98,7 @@ pub(super) fn internal(counts: &[usize], plain: &mut Subject) -> Result<Vec<Figu
         for round in 0..3 {
             snapshot("-d", &format!("m{round}"))?;
         }
-        let [write, read] = speeds(&image, plain)?;
+        let [write, read] = speeds(&image)?;
         figures.push(Figures {
             snapshots: count,
             write,
@@ -146,12 +142,12 @@ fn write(path: &Path, number: usize, overlay: bool) -> Result<(), Failure> {
 
 /// Boots a guest with the image as its second disk. `None` if its QEMU does not live
 /// through it: QEMU 10.0 overflows the stack of a coroutine on a thousand overlays.
-fn speeds(path: &Path, plain: &mut Subject) -> Result<[Option<Speed>; 2], Failure> {
+fn speeds(path: &Path) -> Result<[Option<Speed>; 2], Failure> {
     let image =
         Disk { format: Format::Qcow2, content: Content::Existing { path: path.to_owned() } };
     let disks = [Disk::system(Format::Qcow2), image];
     let mut subject = Subject::of(GuestKind::Tiny, MEMORY_MIB, disks)?;
-    match io::speeds(&mut subject, plain) {
+    match io::speeds(&mut subject) {
         Ok(speeds) => Ok(speeds.map(Some)),
         Err(_) if subject.has_ended() => Ok([None; 2]),
         Err(failure) => Err(failure),
