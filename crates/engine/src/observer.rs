@@ -4,8 +4,8 @@ use tintype_types::ByteCount;
 use zeroize::Zeroizing;
 
 /// The steps of a take, of a revert, of a stop, of a clone, of a start, of a page server, of
-/// a disk server, of an import, of a copy, of a deletion and of an undo, in order. A test can hold or kill the
-/// process at each; a front end can show them.
+/// a disk server, of an import, of a copy, of a deletion and of an undo, in order. A test can
+/// hold or kill the process at each; a front end can show them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it, and `docs/faults.md` explains each")]
 pub enum Step {
