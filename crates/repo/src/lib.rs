@@ -26,6 +26,7 @@ mod copy_tests;
 #[cfg(test)]
 mod crash_tests;
 mod diff;
+mod differing;
 mod donor;
 mod epoch;
 mod error;

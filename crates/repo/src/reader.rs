@@ -40,6 +40,10 @@ impl ImageReader {
         &self.map.vault
     }
 
+    pub(crate) fn map(&self) -> &ImageMap {
+        &self.map
+    }
+
     /// Returns the size of the image.
     pub fn size(&self) -> ByteCount {
         self.map.root.size

@@ -134,6 +134,7 @@ proptest! {
         }
         for pair in records.windows(2).zip(models.windows(2)) {
             check_diff(&repository, pair.0, pair.1);
+            check_differing(&repository, &pair.0[0].images[0].root, pair.1);
         }
         let report = repository.verify(&[], VerifyLevel::ReadData, &()).unwrap();
         prop_assert_eq!(report.damaged, vec![]);
@@ -162,6 +163,27 @@ fn check_diff(
     for (index, (a, b)) in a.chunks(BLOCK).zip(b.chunks(BLOCK)).enumerate() {
         assert_eq!(differs[index], a != b, "block {index}");
     }
+}
+
+/// Bytes of one image that another has, too: as far as both go, from two places on.
+fn check_differing(repository: &Repository, root: &tintype_repo::ImageRoot, models: &[Vec<u8>]) {
+    let reader = repository.open_image(root).unwrap();
+    let [there, other] = [&models[0], &models[1]];
+    let mut other = other.clone();
+    other.resize(there.len(), 0);
+    for start in [0, (there.len() / 3).next_multiple_of(BLOCK).min(there.len())] {
+        let found = reader.differing(start as u64, &other[start..]).unwrap();
+        let mut differs = vec![false; other.len().div_ceil(BLOCK)];
+        for range in &found {
+            differs[(start + range.start) / BLOCK..(start + range.end).div_ceil(BLOCK)].fill(true);
+        }
+        for (index, (a, b)) in there.chunks(BLOCK).zip(other.chunks(BLOCK)).enumerate() {
+            assert_eq!(differs[index], index * BLOCK >= start && a != b, "block {index}");
+        }
+        assert!(found.windows(2).all(|pair| pair[0].end < pair[1].start), "they are joined");
+    }
+    assert!(reader.differing(0, &vec![0; there.len() + BLOCK]).is_err());
+    assert!(there.len() < 2 * BLOCK || reader.differing(1, &other[1..]).is_err());
 }
 
 #[test]
