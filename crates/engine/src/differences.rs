@@ -1,5 +1,6 @@
 //! Writes to a disk what differs from a snapshot's image, where nobody knows what
-//! differs: all of both is compared, but for what both say are zeros.
+//! differs: all of the disk is read, but for what both say are zeros, and of the
+//! snapshot what differs by the ids of its blocks.
 
 use std::iter::Peekable;
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +8,7 @@ use std::thread;
 
 use tintype_image::Image;
 use tintype_repo::{DataExtents, ImageReader};
-use tintype_types::{BLOCK_SIZE, Extent};
+use tintype_types::Extent;
 use tintype_vm::SinkError;
 
 use crate::disks::runs;
@@ -60,19 +61,18 @@ impl Buffers {
         reader: &ImageReader,
         piece: Extent,
     ) -> Result<u64, SinkError> {
-        let len = usize::try_from(piece.len)?;
-        self.wanted.resize(len, 0);
-        self.there.resize(len, 0);
-        reader.read_at(piece.offset, &mut self.wanted)?;
+        self.there.resize(usize::try_from(piece.len)?, 0);
         image.read_at(piece.offset, &mut self.there)?;
         let mut written = 0;
-        for differing in differing(&self.wanted, &self.there) {
+        for differing in reader.differing(piece.offset, &self.there)? {
             let extent = Extent {
                 offset: piece.offset + differing.start as u64,
                 len: differing.len() as u64,
             };
             written += extent.len;
-            for (extent, bytes) in runs(extent, &self.wanted[differing]) {
+            self.wanted.resize(differing.len(), 0);
+            reader.read_at(extent.offset, &mut self.wanted)?;
+            for (extent, bytes) in runs(extent, &self.wanted) {
                 match bytes {
                     Some(bytes) => image.write_at(extent.offset, bytes)?,
                     None => image.write_zeroes(extent)?,
@@ -81,23 +81,6 @@ impl Buffers {
         }
         Ok(written)
     }
-}
-
-/// Returns the ranges of blocks that differ, joined.
-fn differing(wanted: &[u8], there: &[u8]) -> Vec<std::ops::Range<usize>> {
-    let mut found: Vec<std::ops::Range<usize>> = Vec::new();
-    let blocks = wanted.chunks(BLOCK_SIZE).zip(there.chunks(BLOCK_SIZE));
-    for (number, (wanted, there)) in blocks.enumerate() {
-        if wanted == there {
-            continue;
-        }
-        let start = number * BLOCK_SIZE;
-        match found.last_mut() {
-            Some(last) if last.end == start => last.end += wanted.len(),
-            _ => found.push(start..start + wanted.len()),
-        }
-    }
-    found
 }
 
 /// The pieces of a disk that the image or the snapshot have data in, in order.
@@ -164,22 +147,5 @@ impl Iterator for Pieces<'_> {
             }
         }
         None
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn blocks_that_differ_are_joined() {
-        let wanted = vec![1; 5 * BLOCK_SIZE + 10];
-        let mut there = wanted.clone();
-        for at in [0, BLOCK_SIZE + 7, 3 * BLOCK_SIZE - 1, 5 * BLOCK_SIZE + 9] {
-            there[at] = 2;
-        }
-        let expected = [0..3 * BLOCK_SIZE, 5 * BLOCK_SIZE..5 * BLOCK_SIZE + 10];
-        assert_eq!(differing(&wanted, &there), expected);
-        assert!(differing(&wanted, &wanted).is_empty());
     }
 }

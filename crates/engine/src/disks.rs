@@ -126,46 +126,70 @@ impl DiskHost<'_> {
         host.close().map_err(Error::step("cannot close the disk images"))
     }
 
-    /// Makes disks what they were in a snapshot. Where they are known to be those
-    /// of `base`, only the blocks that differ are read and written; otherwise all
-    /// are compared. Returns how many bytes were written; they are durable.
-    pub(crate) fn write_back(
+    /// Opens the disks of a snapshot to be written, and gives them its sizes.
+    pub(crate) fn open_target(
         &self,
         mut early: Option<EarlyHost>,
-        (repository, target): (&Repository, &Snapshot),
-        base: Option<&Snapshot>,
-        observer: &dyn Observer,
-    ) -> Result<u64> {
-        let saved: Vec<&SavedDisk> = target.details.disks.iter().collect();
+        target: &Snapshot,
+    ) -> Result<Option<TargetDisks>> {
+        let saved = &target.details.disks;
         if saved.is_empty() {
-            return Ok(0);
+            return Ok(None);
         }
         let disks: Vec<&Disk> = saved.iter().map(|saved| &saved.disk).collect();
         let idle = early.as_mut().and_then(EarlyHost::take);
         let start = |config: &HostConfig| idle.map_or_else(|| IdleHost::start(config), Ok);
         let mut host = self.open_in(&disks, true, start)?;
-        let mut written = 0;
+        let mut resized = Vec::with_capacity(saved.len());
         for (number, saved) in saved.iter().enumerate() {
-            let root = target.promised_image(&saved.image)?;
+            let size = target.promised_image(&saved.image)?.size();
             // One that is inconsistent would not let the image be resized.
             host.remove_bitmaps(number, &stored_names(target.record.vm))
                 .map_err(cannot_remove(&saved.disk))?;
-            let resized = host.image(number).size() != root.size();
-            if resized {
-                host.resize(number, root.size()).map_err(Error::step(format!(
+            resized.push(host.image(number).size() != size);
+            if host.image(number).size() != size {
+                host.resize(number, size).map_err(Error::step(format!(
                     "cannot resize the disk `{}`",
                     saved.disk.name
                 )))?;
             }
+        }
+        Ok(Some(TargetDisks { host, resized, _early: early }))
+    }
+}
+
+/// The disks of a snapshot, open to be written.
+pub(crate) struct TargetDisks {
+    host: ImageHost,
+    /// Of each, whether it had another size.
+    resized: Vec<bool>,
+    /// Has the folder of the host.
+    _early: Option<EarlyHost>,
+}
+
+impl TargetDisks {
+    /// Makes them what they were in the snapshot. Where they are known to be those of
+    /// `base`, only the blocks that differ are read and written; otherwise all are
+    /// compared. Returns how many bytes were written; they are durable.
+    pub(crate) fn write(
+        self,
+        (repository, target): (&Repository, &Snapshot),
+        base: Option<&Snapshot>,
+        observer: &dyn Observer,
+    ) -> Result<u64> {
+        let mut written = 0;
+        for (number, (saved, resized)) in target.details.disks.iter().zip(self.resized).enumerate()
+        {
+            let root = target.promised_image(&saved.image)?;
             let known = base.filter(|_| !resized).and_then(|base| same_disk(base, saved));
             let work = DiskWork { repository, root, name: &saved.disk.name, observer };
             written += match known {
-                Some(known) => work.write_difference(&host, number, known)?,
-                None => work.write_all_that_differs(&host, number)?,
+                Some(known) => work.write_difference(&self.host, number, known)?,
+                None => work.write_all_that_differs(&self.host, number)?,
             };
         }
         observer.step(Step::RevertBlocks);
-        host.close().map_err(Error::step("cannot close the disk images"))?;
+        self.host.close().map_err(Error::step("cannot close the disk images"))?;
         Ok(written)
     }
 }

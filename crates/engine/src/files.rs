@@ -105,12 +105,11 @@ pub(crate) fn command_line_with_files(
     let of_tpm =
         |file: &&SavedFile| tpms.iter().any(|tpm| tpm.folder.as_deref() == file.path.parent());
     for file in snapshot.details.files.iter().filter(|file| !of_tpm(file)) {
-        let bytes = contents(repository, snapshot, file)?;
-        if fs::read(&file.path).is_ok_and(|now| now == bytes) {
+        if is_unchanged(repository, snapshot, file)? {
             continue;
         }
         let own = own_place(folder, snapshot, file)?;
-        write_durably(&own, &bytes)?;
+        write_durably(&own, &contents(repository, snapshot, file)?)?;
         replaced.push((file.name.clone(), own.display().to_string()));
     }
     let line = &snapshot.details.command_line;
@@ -118,6 +117,36 @@ pub(crate) fn command_line_with_files(
         arguments: arguments::with_files_replaced(&line.arguments, &replaced),
         ..line.clone()
     })
+}
+
+/// Tells whether a file is what it was, by the ids of its blocks. What the snapshot has
+/// of it is not read.
+pub(crate) fn is_unchanged(
+    repository: &Repository,
+    snapshot: &Snapshot,
+    file: &SavedFile,
+) -> Result<bool> {
+    let cannot = || format!("cannot compare the file `{}` with that of the snapshot", file.name);
+    let root = snapshot.promised_image(&file.image)?;
+    let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
+    let size = root.size().get();
+    let Ok(mut now) = File::open(&file.path) else { return Ok(false) };
+    if !now.metadata().is_ok_and(|metadata| metadata.len() == size) {
+        return Ok(false);
+    }
+    let mut piece = vec![0; PIECE];
+    let mut offset = 0;
+    while offset < size {
+        let want = usize::try_from((size - offset).min(PIECE as u64)).unwrap_or(PIECE);
+        let piece = &mut piece[..want];
+        if now.read_exact(piece).is_err()
+            || !reader.differing(offset, piece).map_err(Error::step(cannot()))?.is_empty()
+        {
+            return Ok(false);
+        }
+        offset += want as u64;
+    }
+    Ok(true)
 }
 
 fn own_place(folder: &Path, snapshot: &Snapshot, file: &SavedFile) -> Result<PathBuf> {

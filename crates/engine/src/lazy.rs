@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use tintype_repo::Repository;
 use tintype_types::ByteCount;
-use tintype_vm::{Guest, LazyState, can_serve_missing_pages};
+use tintype_vm::{Guest, LazyState, ProcessId, can_serve_missing_pages};
 
 use crate::Engine;
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
+use crate::files::is_unchanged;
 use crate::loading::{LoadingState, end_loaded};
 use crate::observer::Progress;
 use crate::vms::LeasedVm;
@@ -49,6 +50,19 @@ pub enum LoadMode {
     Eager,
     /// The guest first, if that is possible here.
     Lazy,
+}
+
+/// Arguments of a QEMU that waits for a saved memory. Until it has that it has its disks
+/// open as the receiving side of a migration has them: without a lock, and whatever
+/// it has read of them is read again.
+pub(crate) const WAITING: [&str; 3] = ["-S", "-incoming", "defer"];
+
+/// A QEMU that waits for its memory, with what is to load it.
+pub(crate) struct LazyStart {
+    guest: Guest,
+    server: Child,
+    /// QEMU's end of the connection between the two.
+    connection: UnixStream,
 }
 
 impl Engine {
@@ -96,17 +110,23 @@ impl Engine {
         self.config.observer.notice(&notice);
     }
 
-    /// Reads and checks what is used before the guest runs: disks, files, devices.
+    /// Reads and checks what is used before the guest runs: disks, devices, and files that
+    /// are not what they were.
     pub(crate) fn check_all_but_memory(
         &self,
         repository: &Repository,
         target: &Snapshot,
     ) -> Result<()> {
         target.device_state(repository)?;
-        let files = target.details.files.iter().map(|file| ("file", &file.name, &file.image));
         let disks = target.details.disks.iter();
         let disks = disks.map(|saved| ("disk", &saved.disk.name, &saved.image));
-        for (kind, name, image) in files.chain(disks) {
+        let mut used: Vec<_> = disks.collect();
+        for file in &target.details.files {
+            if !is_unchanged(repository, target, file)? {
+                used.push(("file", &file.name, &file.image));
+            }
+        }
+        for (kind, name, image) in used {
             let cannot = || format!("cannot read the {kind} `{name}` of the snapshot");
             let root = target.promised_image(image)?;
             let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
@@ -120,16 +140,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Begins to load a guest lazily; `None` if this QEMU does not, and says why.
-    pub(crate) fn try_lazily(&self, vm: &LeasedVm, target: &Snapshot) -> Option<Guest> {
-        self.launch_lazily(vm, target)
-            .inspect_err(|error| self.explain_eager(&error.with_causes()))
-            .ok()
-    }
-
     /// Starts the QEMU of a VM with what loads its memory. When this returns its guest
     /// stands still and can run. If it fails, nothing of it is left.
     pub(crate) fn launch_lazily(&self, vm: &LeasedVm, target: &Snapshot) -> Result<Guest> {
+        let start = self.start_lazily(vm, target)?;
+        self.load_lazily(vm, start)
+    }
+
+    /// Starts the QEMU of a VM and what is to load its memory, which has not begun: its
+    /// disks are not its own yet. If it fails, nothing of it is left.
+    pub(crate) fn start_lazily(&self, vm: &LeasedVm, target: &Snapshot) -> Result<LazyStart> {
         let mut state = LoadingState {
             repository: self.absolute_repository_place(),
             snapshot: target.record.id,
@@ -139,11 +159,38 @@ impl Engine {
         self.note_loading(&vm.name, &state)?;
         let begun = self.begin_loading(vm, &mut state, lock);
         if begun.is_err() {
-            // Nothing is noted any more of one whose memory is there already.
-            state.process.map_or(Ok(()), end_loaded)?;
-            self.end_loading(vm)?;
+            self.end_unloaded(vm, state.process)?;
         }
         begun
+    }
+
+    /// Loads the devices. If it fails, nothing is left of the QEMU.
+    pub(crate) fn load_lazily(&self, vm: &LeasedVm, start: LazyStart) -> Result<Guest> {
+        let LazyStart { mut guest, mut server, connection } = start;
+        let loaded = guest
+            .receive_lazily(&connection)
+            .map_err(Error::from)
+            .and_then(|()| self.await_devices(vm, &mut guest, &mut server));
+        match loaded {
+            Ok(()) => Ok(guest),
+            Err(error) => {
+                self.give_up_lazily(vm, LazyStart { guest, server, connection })?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Ends a QEMU that has nothing yet, and what was to load it.
+    pub(crate) fn give_up_lazily(&self, vm: &LeasedVm, mut start: LazyStart) -> Result<()> {
+        let _ = start.server.kill();
+        let _ = start.server.wait();
+        self.end_unloaded(vm, Some(start.guest.process()))
+    }
+
+    fn end_unloaded(&self, vm: &LeasedVm, process: Option<ProcessId>) -> Result<()> {
+        // Nothing is noted any more of one whose memory is there already.
+        process.map_or(Ok(()), end_loaded)?;
+        self.end_loading(vm)
     }
 
     /// Waits until a page server that this VM had before has ended.
@@ -162,30 +209,35 @@ impl Engine {
         }
     }
 
-    fn begin_loading(&self, vm: &LeasedVm, state: &mut LoadingState, lock: File) -> Result<Guest> {
+    fn begin_loading(
+        &self,
+        vm: &LeasedVm,
+        state: &mut LoadingState,
+        lock: File,
+    ) -> Result<LazyStart> {
         let pipe = self.rescue_pipe(&vm.name)?;
         pipe.make().map_err(Error::step("cannot prepare to load the memory"))?;
-        let (ours, theirs) =
+        let (ours, connection) =
             UnixStream::pair().map_err(Error::step("cannot make a pair of sockets"))?;
         let _ = fs::remove_file(self.home.progress_file(&vm.name));
         let mut server = self.start_page_server(&vm.name, Some(ours), lock)?;
         let arguments = pipe.arguments();
-        let mut extra = vec!["-S", "-incoming", "defer"];
+        let mut extra = WAITING.to_vec();
         extra.extend(arguments.iter().map(String::as_str));
-        let begun = self.launch(vm, &extra).and_then(|mut guest| {
+        let begun = self.launch(vm, &extra).and_then(|guest| {
             state.process = Some(guest.process());
             self.note_loading(&vm.name, state)?;
             pipe.agree()?;
-            guest.receive_lazily(&theirs)?;
-            drop(theirs);
-            self.await_devices(vm, &mut guest, &mut server)?;
             Ok(guest)
         });
-        if begun.is_err() {
-            let _ = server.kill();
-            let _ = server.wait();
+        match begun {
+            Ok(guest) => Ok(LazyStart { guest, server, connection }),
+            Err(error) => {
+                let _ = server.kill();
+                let _ = server.wait();
+                Err(error)
+            }
         }
-        begun
     }
 
     fn await_devices(&self, vm: &LeasedVm, guest: &mut Guest, server: &mut Child) -> Result<()> {

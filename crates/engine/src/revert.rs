@@ -3,7 +3,8 @@
 //! ```text
 //! lease ─ verify the target ─ safety snapshot ─ intent ─┐
 //!    ┌──────────────────────────────────────────────────┘
-//!    └ end the old QEMU ─ write the blocks that differ ─ start QEMU ─ load ─ run
+//!    └ end the old QEMU ┬ write the blocks that differ ┬ load ─ run
+//!                       └ start QEMU ──────────────────┘
 //! ```
 //!
 //! Nothing is touched before the target is known to be whole. From the intent
@@ -21,12 +22,12 @@ use tintype_vm::{Afterwards, Cancel, Guest};
 
 use crate::Engine;
 use crate::details::{Purpose, Snapshot, micros_as_ms};
-use crate::disks::{DiskHost, EarlyHost};
+use crate::disks::{DiskHost, EarlyHost, TargetDisks};
 use crate::error::{DAMAGE_HINT, Error, ErrorKind, Result};
 use crate::files::{command_line_with_files, start_tpms};
 use crate::import::refuse_imported;
 use crate::intent::Intent;
-use crate::lazy::LoadMode;
+use crate::lazy::{LazyStart, LoadMode, WAITING};
 use crate::memory;
 use crate::observer::Step;
 use crate::operations::Reversal;
@@ -180,17 +181,27 @@ impl Engine {
         let folder = self.home.short_lived_folder()?;
         let program = &target.details.command_line.program;
         let host = DiskHost { program, folder: folder.path() };
-        let files = self.home.files_folder(&vm.name);
-        let (written, line) = thread::scope(|scope| {
-            let line = scope.spawn(|| command_line_with_files(repository, target, &files));
-            let from = (repository, target);
-            let written = host.write_back(how.early, from, how.base, observer.as_ref());
-            (written, line.join().expect("reading files never panics"))
+        let disks = host.open_target(how.early, target)?;
+        let from = (repository, target);
+        let write = |disks: TargetDisks| disks.write(from, how.base, observer.as_ref());
+        let (written, started) = thread::scope(|scope| {
+            let writing = disks.map(|disks| scope.spawn(|| write(disks)));
+            let started = self.start_beside(repository, vm, target, how.lazy);
+            let written = writing.map(|writing| writing.join().expect("writing never panics"));
+            (written.unwrap_or(Ok(0)), started)
         });
-        let written_bytes = written?;
+        let (written_bytes, waiting) = match (written, started) {
+            (Ok(written), Ok(waiting)) => (written, waiting),
+            (Ok(_), Err(error)) => return Err(error),
+            (Err(error), started) => {
+                if let Ok(Some(waiting)) = started {
+                    self.give_up_waiting(vm, waiting)?;
+                }
+                return Err(error);
+            }
+        };
         observer.step(Step::RevertFlushed);
-        vm.state.command_line = line?;
-        let ran = self.run_snapshot(repository, vm, target, how.lazy)?;
+        let ran = self.run_snapshot(repository, vm, target, how.lazy, waiting)?;
         let running_at = Instant::now();
         observer.step(Step::RevertRunning);
         let (state, clock, lazy) = match ran {
@@ -198,6 +209,36 @@ impl Engine {
             None => ("stopped".to_owned(), "not set: the VM does not run".to_owned(), false),
         };
         Ok(Became { state, written_bytes, lazy, clock, running_at })
+    }
+
+    /// Puts back the settings and the files of a VM, and starts what waits for its memory,
+    /// if there is any, while its disks are being written. What does not start beside
+    /// that may do so when they are.
+    fn start_beside(
+        &self,
+        repository: &Repository,
+        vm: &mut LeasedVm,
+        target: &Snapshot,
+        lazy: bool,
+    ) -> Result<Option<Waiting>> {
+        let files = self.home.files_folder(&vm.name);
+        vm.state.command_line = command_line_with_files(repository, target, &files)?;
+        start_tpms(repository, target)?;
+        if target.details.memory.is_empty() || self.filling_state(&vm.name)?.is_some() {
+            return Ok(None);
+        }
+        let started = match lazy {
+            true => self.start_lazily(vm, target).map(Waiting::Lazy),
+            false => self.launch(vm, &WAITING).map(Waiting::Eager),
+        };
+        Ok(started.inspect_err(|error| tracing::info!(%error, "it is started later")).ok())
+    }
+
+    fn give_up_waiting(&self, vm: &LeasedVm, waiting: Waiting) -> Result<()> {
+        match waiting {
+            Waiting::Lazy(start) => self.give_up_lazily(vm, start),
+            Waiting::Eager(guest) => guest.quit().map_err(Error::step("QEMU does not end")),
+        }
     }
 
     /// Begins to start what will write the disks of a snapshot.
@@ -209,30 +250,25 @@ impl Engine {
         Ok(Some(EarlyHost::start(&target.details.command_line.program, folder)))
     }
 
-    /// Starts QEMU and lets the guest go on from the snapshot's instant. Disks
-    /// without memory are started as after a power cut. `None` if the VM was powered
-    /// off.
+    /// Starts QEMU, unless one is `waiting`, and lets the guest go on from the snapshot's
+    /// instant. Disks without memory are started as after a power cut. `None` if the
+    /// VM was powered off.
     fn run_snapshot(
         &self,
         repository: &Repository,
         vm: &mut LeasedVm,
         target: &Snapshot,
         lazy: bool,
+        waiting: Option<Waiting>,
     ) -> Result<Option<Ran>> {
         let observer = &self.config.observer;
         let has_memory = !target.details.memory.is_empty();
-        start_tpms(repository, target)?;
         if !has_memory && target.details.way.is_none() {
             // It was powered off, and is so again.
             self.place(vm, &target.record)?;
             return Ok(None);
         }
-        let lazily = if lazy { self.try_lazily(vm, target) } else { None };
-        let lazy = lazily.is_some();
-        let mut guest = match lazily {
-            Some(guest) => guest,
-            None => self.launch_eagerly(repository, vm, target)?,
-        };
+        let (mut guest, lazy) = self.load(repository, vm, target, lazy, waiting)?;
         observer.step(Step::RevertLoaded);
         vm.state.process = guest.process();
         vm.state.inventory = target.details.inventory.clone();
@@ -249,25 +285,47 @@ impl Engine {
         Ok(Some(Ran { guest, state, lazy }))
     }
 
-    /// Starts QEMU with all of the memory. The guest does not run before it is noted
-    /// that it may have.
-    fn launch_eagerly(
+    /// Returns a guest that can run, and whether its memory is loaded behind it. It does
+    /// not run before it is noted that it may have.
+    fn load(
         &self,
         repository: &Repository,
         vm: &LeasedVm,
         target: &Snapshot,
-    ) -> Result<Guest> {
-        let has_memory = !target.details.memory.is_empty();
-        let extra: &[&str] = if has_memory { &["-S", "-incoming", "defer"] } else { &["-S"] };
-        let mut guest = self.launch(vm, extra)?;
-        self.config.observer.step(Step::RevertStarted);
-        if has_memory {
-            let loaded = self.load_memory(repository, &mut guest, target, None);
-            if let Err(error) = loaded {
-                // A QEMU that is half loaded is of no use to anybody.
-                let _ = guest.quit();
-                return Err(error);
+        lazy: bool,
+        waiting: Option<Waiting>,
+    ) -> Result<(Guest, bool)> {
+        let lazily = match waiting {
+            Some(Waiting::Eager(guest)) => {
+                return Ok((self.load_eagerly(repository, guest, target)?, false));
             }
+            Some(Waiting::Lazy(start)) => Some(self.load_lazily(vm, start)),
+            None => lazy.then(|| self.launch_lazily(vm, target)),
+        };
+        match lazily {
+            Some(Ok(guest)) => return Ok((guest, true)),
+            Some(Err(error)) => self.explain_eager(&error.with_causes()),
+            None => {}
+        }
+        let has_memory = !target.details.memory.is_empty();
+        let guest = self.launch(vm, if has_memory { &WAITING } else { &["-S"] })?;
+        Ok((self.load_eagerly(repository, guest, target)?, false))
+    }
+
+    /// Loads all of the memory.
+    fn load_eagerly(
+        &self,
+        repository: &Repository,
+        mut guest: Guest,
+        target: &Snapshot,
+    ) -> Result<Guest> {
+        self.config.observer.step(Step::RevertStarted);
+        if !target.details.memory.is_empty()
+            && let Err(error) = self.load_memory(repository, &mut guest, target, None)
+        {
+            // A QEMU that is half loaded is of no use to anybody.
+            let _ = guest.quit();
+            return Err(error);
         }
         Ok(guest)
     }
@@ -438,6 +496,12 @@ pub(crate) struct Become<'b> {
     pub(crate) lazy: bool,
     /// What opens its disks, if that was started beforehand.
     pub(crate) early: Option<EarlyHost>,
+}
+
+/// A QEMU that was started while its disks were written, and waits for its memory.
+enum Waiting {
+    Eager(Guest),
+    Lazy(LazyStart),
 }
 
 /// A revert that is done.
