@@ -1,31 +1,25 @@
-//! The log of operations, and taking them back.
+//! The log of operations.
 //!
 //! What changes the snapshots of a repository, or puts a VM back to one, leaves
 //! an entry when it is done: when, who, what was typed, what it did, and what
-//! takes it back. Taking back is an operation itself, so it can be taken back
-//! too; without that, the next `undo` goes one further back. What is done to the
-//! registration of VMs and to clones changes no repository, and is not here.
+//! takes it back (`undo`). What is done to the registration of VMs and to clones
+//! changes no repository, and is not here.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tintype_repo::{Deleted, Kind, Label, Repository};
-use tintype_types::{SnapshotId, VmId, VmName};
+use tintype_repo::{Deleted, Label, Repository};
+use tintype_types::{SnapshotId, VmId};
 
 use crate::Engine;
-use crate::details::Snapshot;
 use crate::error::{Error, Result};
-use crate::lazy::LoadMode;
-use crate::observer::Step;
-use crate::removal::names_of;
-use crate::revert::{RevertParams, Reverted};
 
 /// Entries that are looked through for something to take back.
 const LOOKED_AT: usize = 1_000;
-/// What an undo is called in the log: the next `undo` passes it over.
-const UNDO: &str = "undo";
+/// What an undo is called: the next `undo` passes it over.
+pub(crate) const UNDO: &str = "undo";
 /// The most bytes of a command line that are kept.
 const MAX_WORDS: usize = 4 << 10;
 
@@ -65,17 +59,17 @@ impl Reversal {
 
 /// An operation, as it is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-struct Entry {
-    at: Timestamp,
-    host: String,
-    user: String,
-    verb: String,
+pub(crate) struct Entry {
+    pub(crate) at: Timestamp,
+    pub(crate) host: String,
+    pub(crate) user: String,
+    pub(crate) verb: String,
     command: Vec<String>,
     did: String,
     #[serde(default)]
-    reversal: Option<Reversal>,
+    pub(crate) reversal: Option<Reversal>,
     #[serde(default)]
-    undoes: Option<u64>,
+    pub(crate) undoes: Option<u64>,
     /// Deletions that a collection has met and that are dated ahead of its clock.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     met: Vec<(SnapshotId, u32)>,
@@ -128,33 +122,11 @@ pub struct Operation {
     pub can_be_undone: bool,
 }
 
-/// What was taken back.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct UndoReport {
-    /// The command that was taken back: `rm`.
-    pub undone: String,
-    /// Its number in the log of operations; `None` if it is not there.
-    pub operation: Option<u64>,
-    /// What was done to take it back, as a fragment.
-    pub did: String,
-    /// The ids of the snapshots that this is about.
-    pub snapshots: Vec<SnapshotId>,
-    /// The snapshots as `VM@NAME`.
-    pub names: Vec<String>,
-}
-
 /// The operations by their numbers, the newest first, and of those that were
 /// taken back, by which.
-struct History {
-    entries: Vec<(u64, Entry)>,
-    undone: BTreeMap<u64, u64>,
-}
-
-/// Something to take back.
-struct Candidate {
-    number: Option<u64>,
-    verb: String,
-    reversal: Reversal,
+pub(crate) struct History {
+    pub(crate) entries: Vec<(u64, Entry)>,
+    pub(crate) undone: BTreeMap<u64, u64>,
 }
 
 /// Something that was done.
@@ -164,14 +136,6 @@ struct Done<'d> {
     reversal: Option<Reversal>,
     undoes: Option<u64>,
     met: Vec<(SnapshotId, u32)>,
-}
-
-/// What taking back did.
-struct TakenBack {
-    did: String,
-    ids: Vec<SnapshotId>,
-    names: Vec<String>,
-    reversal: Option<Reversal>,
 }
 
 impl Engine {
@@ -205,6 +169,18 @@ impl Engine {
     ) -> Option<u64> {
         let (undoes, met) = (None, Vec::new());
         self.log_entry(repository, Done { verb, did, reversal, undoes, met })
+    }
+
+    /// Notes that something was taken back, of the log or of none.
+    pub(crate) fn log_undo(
+        &self,
+        repository: &Repository,
+        did: String,
+        reversal: Option<Reversal>,
+        undoes: Option<u64>,
+    ) -> Option<u64> {
+        let met = Vec::new();
+        self.log_entry(repository, Done { verb: UNDO, did, reversal, undoes, met })
     }
 
     /// Notes that a collection has kept something, and which deletions that are dated
@@ -254,7 +230,7 @@ impl Engine {
     }
 
     /// Reads the log.
-    fn entries(&self, repository: &Repository) -> Result<History> {
+    pub(crate) fn entries(&self, repository: &Repository) -> Result<History> {
         let logged = repository
             .operations(LOOKED_AT)
             .map_err(Error::step("cannot read the log of operations"))?;
@@ -280,308 +256,6 @@ impl Engine {
         }
         Ok(History { entries, undone })
     }
-
-    /// Takes back the last operation that can be taken back, or a certain one.
-    pub fn undo(&self, number: Option<u64>) -> Result<UndoReport> {
-        let repository = self.repository()?;
-        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
-        let candidate = match number {
-            Some(number) => self.certain(&repository, number)?,
-            None => self.last(&repository, &deleted)?,
-        };
-        let Candidate { number, verb, reversal } = candidate;
-        self.config.observer.step(Step::UndoChosen);
-        let back = self.take_back_operation(&repository, &deleted, reversal).map_err(|error| {
-            match number {
-                Some(number) => error.hint_unless_known(format!(
-                    "`tintype op log` shows what else was done; `tintype undo --operation N` takes back another than {number}"
-                )),
-                None => error,
-            }
-        })?;
-        self.config.observer.step(Step::UndoDone);
-        let did = back.did.clone();
-        let reversal = back.reversal;
-        let done = Done { verb: UNDO, did, reversal, undoes: number, met: Vec::new() };
-        let own = self.log_entry(&repository, done);
-        if let Some((of, own)) = number.zip(own) {
-            self.tell_if_second(&repository, of, own)?;
-        }
-        Ok(UndoReport {
-            undone: verb,
-            operation: number,
-            did: back.did,
-            snapshots: back.ids,
-            names: back.names,
-        })
-    }
-
-    /// Says so if another command has taken back the same operation meanwhile: of two
-    /// that do so at once, the one whose entry comes second.
-    fn tell_if_second(&self, repository: &Repository, of: u64, own: u64) -> Result<()> {
-        let History { entries, undone } = self.entries(repository)?;
-        let is_first = |(number, entry): &&(u64, Entry)| {
-            *number < own && entry.undoes == Some(of) && !undone.contains_key(number)
-        };
-        if let Some((number, entry)) = entries.iter().find(is_first) {
-            self.config.observer.notice(&format!(
-                "operation {of} was taken back at the same time by {}@{}, as operation {number}: what this command did was done already",
-                entry.user, entry.host
-            ));
-        }
-        Ok(())
-    }
-
-    /// Puts back single snapshots from the trash, by their names or ids.
-    pub fn undelete(&self, names: &[String]) -> Result<UndoReport> {
-        let repository = self.repository()?;
-        let deleted = repository.deleted().map_err(Error::step("cannot list what is deleted"))?;
-        let mut trash = self.in_trash(&repository, deleted.clone())?;
-        trash.sort_by_key(|(snapshot, _)| (snapshot.record.sequence, snapshot.record.created));
-        let trash: Vec<Snapshot> = trash.into_iter().map(|(snapshot, _)| snapshot).collect();
-        let mut ids = Vec::new();
-        for name in names {
-            let id = match (self.find_among(&trash, name, None), name.parse()) {
-                (Ok(snapshot), _) => snapshot.record.id,
-                // One whose record is damaged, by its whole id.
-                (Err(_), Ok(id)) if deleted.iter().any(|one| one.id == id) => id,
-                (Err(error), _) => {
-                    return Err(Error::invalid(format!("cannot put back `{name}`"))
-                        .because(error)
-                        .hint("`tintype log --deleted` lists what can be put back, with its ids"));
-                }
-            };
-            ids.push(id);
-        }
-        let back = self.put_back(&repository, &deleted, &ids)?;
-        let did = back.did.clone();
-        let reversal = back.reversal;
-        let done = Done { verb: UNDO, did, reversal, undoes: None, met: Vec::new() };
-        self.log_entry(&repository, done);
-        let (undone, did) = ("rm".to_owned(), back.did);
-        Ok(UndoReport { undone, operation: None, did, snapshots: back.ids, names: back.names })
-    }
-
-    fn certain(&self, repository: &Repository, number: u64) -> Result<Candidate> {
-        let History { entries, undone } = self.entries(repository)?;
-        let invalid = |what: String| {
-            Error::invalid(what)
-                .state("nothing was changed")
-                .hint("`tintype op log` shows what was done")
-        };
-        let found = entries.into_iter().find(|(of, _)| *of == number);
-        let (_, entry) = found.ok_or_else(|| invalid(format!("there is no operation {number}")))?;
-        if let Some(by) = undone.get(&number) {
-            return Err(invalid(format!("operation {number} was taken back by {by} already")));
-        }
-        let reversal = entry
-            .reversal
-            .ok_or_else(|| invalid(format!("nothing takes back operation {number}")))?;
-        Ok(Candidate { number: Some(number), verb: entry.verb, reversal })
-    }
-
-    /// Finds the newest act that was not taken back: an operation of the log, or a
-    /// deletion that is in no log, since its command was killed.
-    fn last(&self, repository: &Repository, deleted: &[Deleted]) -> Result<Candidate> {
-        let History { entries, undone } = self.entries(repository)?;
-        let open: HashSet<SnapshotId> = deleted.iter().map(|deleted| deleted.id).collect();
-        let all = self.all_snapshots(repository)?;
-        let there: HashSet<SnapshotId> = all.iter().map(|snapshot| snapshot.record.id).collect();
-        // What is collected nobody can bring back, nor delete, nor rename.
-        let is_possible = |reversal: &Reversal| match reversal {
-            Reversal::Restore { snapshots } => snapshots.iter().any(|id| open.contains(id)),
-            Reversal::Delete { snapshots } => snapshots.iter().any(|id| there.contains(id)),
-            Reversal::Relabel { snapshot, .. } => there.contains(snapshot),
-            Reversal::Revert { to, .. } => there.contains(to),
-            Reversal::Elsewhere { .. } => false,
-        };
-        let mut logged = HashSet::new();
-        let (mut found, mut told) = (None, false);
-        for (number, entry) in entries {
-            let Some(reversal) = entry.reversal.filter(|_| !undone.contains_key(&number)) else {
-                continue;
-            };
-            if let Reversal::Restore { snapshots } = &reversal {
-                logged.extend(snapshots.iter().copied());
-            }
-            if found.is_none()
-                && !told
-                && let Reversal::Elsewhere { place, operation } = &reversal
-            {
-                told = true;
-                let there = elsewhere(place, *operation);
-                self.config.observer.notice(&format!("copies stay where they are: {there}"));
-            }
-            if found.is_none() && entry.verb != UNDO && is_possible(&reversal) {
-                let number = Some(number);
-                found = Some((entry.at, Candidate { number, verb: entry.verb, reversal }));
-            }
-        }
-        let unlogged = deleted.iter().find(|deleted| !logged.contains(&deleted.id));
-        let at = unlogged.and_then(|deleted| deleted.at);
-        if let Some(first) = unlogged
-            && found.as_ref().is_none_or(|(found, _)| at.is_some_and(|at| at > *found))
-        {
-            let act = deleted.iter().filter(|d| d.at == first.at && !logged.contains(&d.id));
-            let reversal = Reversal::Restore { snapshots: act.map(|deleted| deleted.id).collect() };
-            return Ok(Candidate { number: None, verb: "rm".to_owned(), reversal });
-        }
-        found.map(|(_, candidate)| candidate).ok_or_else(|| {
-            Error::invalid("there is nothing to undo")
-                .state("nothing was changed")
-                .hint("`tintype log --deleted` lists what is deleted and can be put back; `tintype op log` shows what was done")
-        })
-    }
-
-    fn take_back_operation(
-        &self,
-        repository: &Repository,
-        deleted: &[Deleted],
-        reversal: Reversal,
-    ) -> Result<TakenBack> {
-        match reversal {
-            Reversal::Restore { snapshots } => self.put_back(repository, deleted, &snapshots),
-            Reversal::Delete { snapshots } => self.delete_again(repository, &snapshots),
-            Reversal::Relabel { snapshot, before, after } => {
-                self.say_again(repository, snapshot, &before, &after)
-            }
-            Reversal::Revert { vm, to } => self.revert_again(vm, to),
-            Reversal::Elsewhere { place, operation } => {
-                Err(Error::invalid("what this made is in another repository")
-                    .state("nothing was changed")
-                    .hint(elsewhere(&place, operation)))
-            }
-        }
-    }
-
-    /// Puts back those of some snapshots that are deleted and not collected.
-    fn put_back(
-        &self,
-        repository: &Repository,
-        deleted: &[Deleted],
-        ids: &[SnapshotId],
-    ) -> Result<TakenBack> {
-        let (mut back, mut lost) = (Vec::new(), 0);
-        let was_deleted: BTreeSet<_> = deleted.iter().map(|deleted| deleted.id).collect();
-        for id in ids {
-            match repository.undo_remove(*id) {
-                Ok(_) => back.push(*id),
-                // It is there again, and damaged.
-                Err(error) if error.kind() == Kind::Damaged => back.push(*id),
-                Err(error) if error.kind() == Kind::NotFound => lost += 1,
-                Err(error) => {
-                    return Err(Error::failed("cannot undo the deletion")
-                        .because(error)
-                        .state("some snapshots may be there again already"));
-                }
-            }
-        }
-        // What was there all the time is not put back.
-        back.retain(|id| was_deleted.contains(id));
-        if back.is_empty() {
-            return Err(Error::invalid("the deletion cannot be taken back any more")
-                .state("what it deleted was collected, or is there again"));
-        }
-        if lost > 0 {
-            let gone = format!("{lost} of the deleted snapshots were collected, and stay deleted");
-            self.config.observer.notice(&gone);
-        }
-        let names = names_of(&self.all_snapshots(repository)?, &back);
-        let did = format!("put back {}", listed(&names));
-        let reversal = Some(Reversal::Delete { snapshots: back.clone() });
-        Ok(TakenBack { did, ids: back, names, reversal })
-    }
-
-    fn delete_again(&self, repository: &Repository, ids: &[SnapshotId]) -> Result<TakenBack> {
-        let all = self.all_snapshots(repository)?;
-        let there = all.iter().filter(|snapshot| ids.contains(&snapshot.record.id));
-        let there: Vec<SnapshotId> = there.map(|snapshot| snapshot.record.id).collect();
-        if there.is_empty() {
-            return Err(
-                Error::invalid("the snapshot is not there any more").state("nothing was changed")
-            );
-        }
-        let names = names_of(&all, &there);
-        self.delete_all(repository, &all, &there)?;
-        let did = format!("deleted {}", listed(&names));
-        let reversal = Some(Reversal::Restore { snapshots: there.clone() });
-        Ok(TakenBack { did, ids: there, names, reversal })
-    }
-
-    /// Takes back what a change has changed, and nothing that was changed since.
-    fn say_again(
-        &self,
-        repository: &Repository,
-        id: SnapshotId,
-        before: &Label,
-        after: &Label,
-    ) -> Result<TakenBack> {
-        let cannot = |why: &str| Error::invalid(why).state("nothing was changed");
-        let now = repository.labels_of(id).map_err(Error::step("cannot read what was said"))?;
-        let now = now.of.get(&id).cloned().unwrap_or_default();
-        if !restored(&now, before, after).1 {
-            return Err(cannot("what was changed was changed again since"));
-        }
-        let changed = repository.relabel(id, |label| *label = restored(label, before, after).0);
-        let (old, new) = changed.map_err(|error| match error.kind() {
-            Kind::NotFound => cannot("the snapshot is not there any more"),
-            _ => Error::failed("cannot change the snapshot").because(error),
-        })?;
-        let names = names_of(&self.all_snapshots(repository)?, &[id]);
-        let did = format!("changed back {}", listed(&names));
-        let reversal = Some(Reversal::Relabel { snapshot: id, before: old, after: new });
-        Ok(TakenBack { did, ids: vec![id], names, reversal })
-    }
-
-    fn revert_again(&self, vm: VmId, to: SnapshotId) -> Result<TakenBack> {
-        let mut names = self.home.vm_names()?.into_iter();
-        let is_it = |name: &VmName| self.vm_state(name).is_ok_and(|state| state.id == vm);
-        let Some(name) = names.find(is_it) else {
-            return Err(Error::invalid("the VM that was reverted is not registered here")
-                .state("nothing was changed")
-                .hint("undo it on the machine where it was reverted"));
-        };
-        let params = RevertParams {
-            snapshot: to.to_string(),
-            safety: true,
-            load: LoadMode::default(),
-            ignore_media: false,
-        };
-        let Reverted { report, reversal, .. } = self.put_back_vm(&name, &params)?;
-        let did = format!("put {name} back to what it was before, {name}@{}", report.name);
-        let names = vec![format!("{name}@{}", report.name)];
-        Ok(TakenBack { did, ids: vec![report.snapshot], names, reversal })
-    }
-}
-
-/// Returns a label with what a change has changed as it was before, and whether
-/// none of that was changed since.
-fn restored(now: &Label, before: &Label, after: &Label) -> (Label, bool) {
-    let mut label = now.clone();
-    let mut is_untouched = true;
-    if before.name != after.name {
-        is_untouched &= now.name == after.name;
-        label.name.clone_from(&before.name);
-    }
-    if before.message != after.message {
-        is_untouched &= now.message == after.message;
-        label.message.clone_from(&before.message);
-    }
-    if before.tags != after.tags {
-        is_untouched &= now.tags == after.tags;
-        label.tags.clone_from(&before.tags);
-    }
-    if before.pinned != after.pinned {
-        is_untouched &= now.pinned == after.pinned;
-        label.pinned = before.pinned;
-    }
-    (label, is_untouched)
-}
-
-/// Says what deletes copies.
-fn elsewhere(place: &Path, operation: Option<u64>) -> String {
-    let number = operation.map(|number| format!(" --operation {number}")).unwrap_or_default();
-    format!("`tintype --repo {} undo{number}` deletes them there", place.display())
 }
 
 /// Lists the first few names.
@@ -597,24 +271,6 @@ pub(crate) fn listed(names: &[String]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_was_changed_is_changed_back() {
-        let label = |message: Option<&str>, pinned| Label {
-            message: message.map(str::to_owned),
-            pinned,
-            ..Label::default()
-        };
-        let check = |now: &Label, before: &Label, after: &Label, expected: (Label, bool)| {
-            assert_eq!(restored(now, before, after), expected, "{now:?}");
-        };
-        let (none, said) = (label(None, false), label(Some("a"), false));
-        check(&said, &none, &said, (none.clone(), true));
-        // Pinned since: stays so.
-        check(&label(Some("a"), true), &none, &said, (label(None, true), true));
-        // Said again since: not ours to take back.
-        check(&label(Some("b"), false), &none, &said, (none.clone(), false));
-    }
 
     #[test]
     fn long_lists_are_short() {

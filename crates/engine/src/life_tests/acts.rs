@@ -17,10 +17,11 @@ use tintype_vm::{Cancel, CommandLine, Inventory};
 
 use crate::details::{Details, Purpose};
 use crate::grace::DEFAULT_GRACE;
-use crate::operations::{Caller, Reversal, UndoReport};
+use crate::operations::{Caller, Reversal};
 use crate::prune::PruneParams;
 use crate::quiesce::Quiesced;
 use crate::trash::CollectionParams;
+use crate::undo::UndoReport;
 use crate::{CopyParams, Engine, EngineConfig, Silence};
 
 const BLOCK: usize = 4096;

@@ -23,8 +23,9 @@ use tintype_types::{ByteCount, SnapshotId};
 
 use self::acts::{Act, Checked, Dice, Told, changed, engine, perform, read};
 use crate::Engine;
-use crate::operations::{Operation, UndoReport};
+use crate::operations::Operation;
 use crate::trash::CollectionParams;
+use crate::undo::UndoReport;
 
 const VMS: [&str; 2] = ["web", "mail"];
 const DAY: i64 = 86_400;
