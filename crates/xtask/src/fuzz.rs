@@ -18,7 +18,7 @@ pub(crate) const ABOUT: &str = "feeds any bytes to every decoder; [TARGET]… [-
 
 /// How long a target runs unless somebody asks otherwise, and in CI.
 const SECONDS: u64 = 60;
-const CI_SECONDS: u64 = 20;
+const CI_SECONDS: u64 = 10;
 /// How many targets run at the same time.
 const AT_ONCE: usize = 2;
 /// Where the targets are compiled to.
