@@ -194,8 +194,10 @@ impl Engine {
             (Ok(written), Ok(waiting)) => (written, waiting),
             (Ok(_), Err(error)) => return Err(error),
             (Err(error), started) => {
-                if let Ok(Some(waiting)) = started {
-                    self.give_up_waiting(vm, waiting)?;
+                if let Ok(Some(waiting)) = started
+                    && let Err(error) = self.give_up_waiting(vm, waiting)
+                {
+                    tracing::warn!(%error, "who goes on ends it");
                 }
                 return Err(error);
             }
@@ -223,10 +225,10 @@ impl Engine {
     ) -> Result<Option<Waiting>> {
         let files = self.home.files_folder(&vm.name);
         vm.state.command_line = command_line_with_files(repository, target, &files)?;
-        start_tpms(repository, target)?;
         if target.details.memory.is_empty() || self.filling_state(&vm.name)?.is_some() {
             return Ok(None);
         }
+        start_tpms(repository, target)?;
         let started = match lazy {
             true => self.start_lazily(vm, target).map(Waiting::Lazy),
             false => self.launch(vm, &WAITING).map(Waiting::Eager),
@@ -263,6 +265,9 @@ impl Engine {
     ) -> Result<Option<Ran>> {
         let observer = &self.config.observer;
         let has_memory = !target.details.memory.is_empty();
+        if waiting.is_none() {
+            start_tpms(repository, target)?;
+        }
         if !has_memory && target.details.way.is_none() {
             // It was powered off, and is so again.
             self.place(vm, &target.record)?;

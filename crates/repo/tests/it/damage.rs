@@ -50,6 +50,33 @@ fn every_flipped_byte_is_found() {
     assert!(read_everything(&repository).unwrap() == expected);
 }
 
+/// The table of a segment has the ids of its blocks. Without them nothing is known to be
+/// the same, and content that is good is read all the same.
+#[test]
+fn blocks_without_ids_count_as_others() {
+    let (_folder, repository) = new_repository();
+    let bytes = content(1, 20 * BLOCK);
+    let record = take(&repository, &bytes, None);
+    let compared = |repository: &Repository| {
+        let reader = repository.open_image(&record.images[0].root).unwrap();
+        reader.differing(0, &bytes).unwrap()
+    };
+    assert_eq!(compared(&repository), []);
+    for path in files(&repository.path().join("seg")) {
+        let mut segment = fs::read(&path).unwrap();
+        let trailer = segment.len() - 64;
+        let table = segment[trailer + 8..trailer + 12].try_into().unwrap();
+        segment[u32::from_le_bytes(table) as usize] ^= 1;
+        fs::write(&path, segment).unwrap();
+    }
+    let repository = Repository::open(repository.path()).unwrap();
+    let others: Vec<_> = compared(&repository).into_iter().flatten().step_by(BLOCK).collect();
+    let data = bytes.chunks(BLOCK).enumerate().filter(|(_, block)| block.iter().any(|b| *b != 0));
+    let data: Vec<_> = data.map(|(number, _)| number * BLOCK).collect();
+    assert_eq!(others, data, "all but zeros, which the map tells");
+    assert!(read_all(&repository, &record.images[0].root) == bytes);
+}
+
 #[test]
 fn every_flipped_byte_of_an_outcome_is_found() {
     let (_folder, repository, expected) = of_all_kinds();
