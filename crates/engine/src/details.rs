@@ -73,6 +73,10 @@ pub struct MemoryBlock {
     pub name: String,
     /// The name of its image in the record.
     pub image: String,
+    /// Units of 128 KiB that the guest wrote last before the instant, if they are few: it
+    /// is likely to need them first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub written_last: Vec<u64>,
 }
 
 /// One disk.

@@ -126,7 +126,7 @@ impl Engine {
         let readers = memory::readers(&repository, &snapshot, &devices)?;
         let source = Source { state: &devices, readers };
         let blocks = devices.ram_blocks();
-        let recorded = self.recorded(state.snapshot, blocks);
+        let recorded = self.needed_first(&snapshot, blocks);
         for _ in 0..MAX_CONNECTIONS {
             let is_new = connection.is_some();
             let stream = match connection.take() {

@@ -32,7 +32,7 @@ use crate::error::{Error, Result};
 const UNIT_PAGES: u64 = 32;
 
 /// Bytes of a unit.
-const UNIT: u64 = UNIT_PAGES * BLOCK_SIZE as u64;
+pub(crate) const UNIT: u64 = UNIT_PAGES * BLOCK_SIZE as u64;
 
 /// How many units after one that was asked for are sent early.
 const AHEAD: u64 = 2;

@@ -50,7 +50,7 @@ impl Engine {
         repository: &Repository,
         snapshot: &Snapshot,
     ) -> Result<SharedMemory> {
-        let MemoryBlock { name: block, image } = main_memory(snapshot)?;
+        let MemoryBlock { name: block, image, .. } = main_memory(snapshot)?;
         let cannot = || "cannot write the memory that the clones share";
         let root = snapshot.promised_image(image)?;
         let reader = repository.open_image(root).map_err(Error::step(cannot()))?;

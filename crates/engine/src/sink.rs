@@ -17,6 +17,7 @@ use crate::details::{MemoryBlock, SavedDisk, Snapshot, disk_image};
 use crate::hooks::Hooks;
 use crate::observer::{Observer, Progress, Step};
 use crate::tracking::{Earlier, Earliers};
+use crate::working_set::WrittenLast;
 
 /// The images of one capture.
 pub(crate) struct SessionSink<'s> {
@@ -165,15 +166,17 @@ impl CaptureSink for SessionSink<'_> {
     }
 
     fn memory(&self, blocks: &[RamBlock]) -> Result<Box<dyn MemorySink>, SinkError> {
-        let writers = blocks
+        let blocks = blocks
             .iter()
             .map(|block| {
                 let name = format!("memory/{}", block.name);
                 let writer = self.begin(&name, block.length)?;
-                Ok((MemoryBlock { name: block.name.clone(), image: name }, writer))
+                let block = block.name.clone();
+                Ok(BlockImage { block, name, writer, written_last: WrittenLast::default() })
             })
             .collect::<Result<_, SinkError>>()?;
-        Ok(Box::new(MemoryImages { collected: self.collected.clone(), writers }))
+        let collected = self.collected.clone();
+        Ok(Box::new(MemoryImages { collected, blocks, is_last_pass: false }))
     }
 
     fn disk(&self, disk: &Disk) -> Result<Box<dyn DiskSink>, SinkError> {
@@ -189,34 +192,52 @@ impl CaptureSink for SessionSink<'_> {
 
 struct MemoryImages {
     collected: Shared,
-    writers: Vec<(MemoryBlock, ImageWriter)>,
+    blocks: Vec<BlockImage>,
+    is_last_pass: bool,
+}
+
+/// The image of a block of memory.
+struct BlockImage {
+    block: String,
+    name: String,
+    writer: ImageWriter,
+    written_last: WrittenLast,
 }
 
 impl MemoryImages {
-    fn writer(&mut self, block: usize) -> Result<&mut ImageWriter, SinkError> {
-        match self.writers.get_mut(block) {
-            Some((_, writer)) => Ok(writer),
-            None => Err(format!("there is no block {block} of memory").into()),
+    /// Returns what writes a page of a block.
+    fn writer(&mut self, block: usize, offset: u64) -> Result<&mut ImageWriter, SinkError> {
+        let Some(block) = self.blocks.get_mut(block) else {
+            return Err(format!("there is no block {block} of memory").into());
+        };
+        if self.is_last_pass {
+            block.written_last.note(offset);
         }
+        Ok(&mut block.writer)
     }
 }
 
 impl MemorySink for MemoryImages {
     fn page(&mut self, block: usize, offset: u64, bytes: &[u8]) -> Result<(), SinkError> {
         self.collected.count(bytes.len() as u64);
-        Ok(self.writer(block)?.write(offset, bytes)?)
+        Ok(self.writer(block, offset)?.write(offset, bytes)?)
     }
 
     fn zero_page(&mut self, block: usize, offset: u64) -> Result<(), SinkError> {
         let extent = Extent { offset, len: tintype_types::BLOCK_SIZE as u64 };
         self.collected.count(extent.len);
-        Ok(self.writer(block)?.write_zeroes(extent)?)
+        Ok(self.writer(block, offset)?.write_zeroes(extent)?)
+    }
+
+    fn last_pass(&mut self) {
+        self.is_last_pass = true;
     }
 
     fn finish(self: Box<Self>) -> Result<(), SinkError> {
-        for (block, writer) in self.writers {
-            let root = writer.finish()?;
-            self.collected.add(block.image.clone(), root);
+        for block in self.blocks {
+            let BlockImage { block: name, name: image, writer, written_last } = block;
+            self.collected.add(image.clone(), writer.finish()?);
+            let block = MemoryBlock { name, image, written_last: written_last.units() };
             self.collected.collect(|collected| collected.memory.push(block));
         }
         Ok(())

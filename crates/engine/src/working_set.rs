@@ -1,6 +1,7 @@
-//! What the guest of a snapshot asked for first when it was loaded lazily: the next
-//! load sends that before the guest asks. Kept in the home, and of no other use: a
-//! file that is deleted, damaged or of another version costs some waiting.
+//! What a guest needs first when it is loaded lazily, which is sent before it asks: what
+//! it wrote last before the instant, which the snapshot says, and from the second load on
+//! what it asked for. That is kept in the home, and of no other use: a file that is
+//! deleted, damaged or of another version costs some waiting.
 
 use std::fs;
 use std::path::PathBuf;
@@ -11,14 +12,18 @@ use tintype_stream::{RamBlock, RamBlockId};
 use tintype_types::SnapshotId;
 
 use crate::Engine;
+use crate::details::Snapshot;
 use crate::home::make_folder;
-use crate::pages::Unit;
+use crate::pages::{UNIT, Unit};
 
 /// How long after its start what a guest asks for is recorded.
 pub(crate) const RECORD_TIME: Duration = Duration::from_secs(10);
 
 /// The most units of a set: 256 MiB of memory.
 pub(crate) const MAX_UNITS: usize = 2048;
+
+/// The most units of a block that a snapshot says were written last: 32 MiB of memory.
+const MAX_WRITTEN_LAST: usize = 256;
 
 /// The most sets that are kept; the oldest go.
 const MAX_SETS: usize = 256;
@@ -40,20 +45,42 @@ struct WorkingSet {
     units: Vec<(usize, u64)>,
 }
 
+/// Notes which units of a block come in the last pass over memory of a take.
+#[derive(Default)]
+pub(crate) struct WrittenLast(Vec<u64>);
+
+impl WrittenLast {
+    /// Notes a page by its place; pages come in order.
+    pub(crate) fn note(&mut self, offset: u64) {
+        let unit = offset / UNIT;
+        if self.0.len() <= MAX_WRITTEN_LAST && self.0.last() != Some(&unit) {
+            self.0.push(unit);
+        }
+    }
+
+    /// Returns the units; none if they are many, for then they tell nothing.
+    pub(crate) fn units(self) -> Vec<u64> {
+        if self.0.len() > MAX_WRITTEN_LAST { Vec::new() } else { self.0 }
+    }
+}
+
 impl Engine {
-    /// Returns the units of a snapshot's memory that were needed first.
-    pub(crate) fn recorded(&self, snapshot: SnapshotId, blocks: &[RamBlock]) -> Vec<Unit> {
-        let Some(set) = read(&self.home.working_set_file(snapshot)) else { return Vec::new() };
+    /// Returns the units of a snapshot's memory that the guest needs first: what it
+    /// needed the last time, or, the first time, what it wrote last before the instant.
+    pub(crate) fn needed_first(&self, snapshot: &Snapshot, blocks: &[RamBlock]) -> Vec<Unit> {
+        self.recorded(snapshot.record.id, blocks).unwrap_or_else(|| written_last(snapshot, blocks))
+    }
+
+    fn recorded(&self, snapshot: SnapshotId, blocks: &[RamBlock]) -> Option<Vec<Unit>> {
+        let set = read(&self.home.working_set_file(snapshot))?;
         let find = |name: &String| {
             RamBlock::numbered(blocks).find(|(_, block)| block.name == *name).map(|(id, _)| id)
         };
         let known: Vec<Option<RamBlockId>> = set.blocks.iter().map(find).collect();
-        let units = set.units.iter().take(MAX_UNITS);
-        units
-            .filter_map(|&(block, number)| {
-                Some(Unit { block: known.get(block).copied().flatten()?, number })
-            })
-            .collect()
+        let units = set.units.iter().take(MAX_UNITS).filter_map(|&(block, number)| {
+            Some(Unit { block: known.get(block).copied().flatten()?, number })
+        });
+        Some(units.collect())
     }
 
     /// Keeps what was recorded. If that fails, the next load is not sped up.
@@ -89,6 +116,17 @@ impl Engine {
     }
 }
 
+fn written_last(snapshot: &Snapshot, blocks: &[RamBlock]) -> Vec<Unit> {
+    let saved = |name: &str| snapshot.details.memory.iter().find(|saved| saved.name == name);
+    RamBlock::numbered(blocks)
+        .filter_map(|(id, block)| Some((id, saved(&block.name)?)))
+        .flat_map(|(block, saved)| {
+            saved.written_last.iter().map(move |&number| Unit { block, number })
+        })
+        .take(MAX_UNITS)
+        .collect()
+}
+
 fn read(path: &std::path::Path) -> Option<WorkingSet> {
     let size = fs::metadata(path).ok()?.len();
     let bytes = (size <= MAX_FILE).then(|| fs::read(path).ok())??;
@@ -110,6 +148,19 @@ fn forget_oldest(folder: &std::path::Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_written_last_is_noted_unless_it_is_much() {
+        let noted = |pages: &[u64]| {
+            let mut last = WrittenLast::default();
+            pages.iter().for_each(|page| last.note(page * 4096));
+            last.units()
+        };
+        assert_eq!(noted(&[0, 31, 32, 33, 70]), [0, 1, 2]);
+        let spread: Vec<u64> = (0..=256).map(|unit| unit * 32).collect();
+        assert_eq!(noted(&spread[..256]).len(), 256);
+        assert!(noted(&spread).is_empty());
+    }
 
     #[test]
     fn what_is_no_record_is_none() {

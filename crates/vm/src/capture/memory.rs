@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use tintype_stream::{DeviceState, Event, Limits, Parser, RamBlock, Step, Window};
+use tintype_stream::{DeviceState, Event, Limits, Parser, RamBlock, RamPhase, Step, Window};
 
 use super::sink::{CaptureSink, MemorySink};
 use crate::cancel::Cancel;
@@ -106,9 +106,13 @@ impl MemoryReader<'_> {
                                 pages = Some(begun.map_err(Error::Sink)?);
                                 before_gate = bytes_before_gate(parser.ram_blocks());
                             }
-                            Event::RamSection { .. } if !saw_pages => {
-                                saw_pages = true;
-                                let _ = self.milestones.send(Milestone::Pages);
+                            Event::RamSection { phase } => {
+                                if !std::mem::replace(&mut saw_pages, true) {
+                                    let _ = self.milestones.send(Milestone::Pages);
+                                }
+                                if let (RamPhase::Last, Some(pages)) = (phase, &mut pages) {
+                                    pages.last_pass();
+                                }
                             }
                             event => {
                                 seen += feed(pages.as_mut(), &event)?;

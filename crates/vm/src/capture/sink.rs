@@ -52,6 +52,10 @@ pub trait MemorySink: Send {
     /// Takes a page that is all zero.
     fn zero_page(&mut self, block: usize, offset: u64) -> Result<(), SinkError>;
 
+    /// Says that the guest stands still, and that what comes now is what it wrote last.
+    /// Not every way of capture has such pages.
+    fn last_pass(&mut self) {}
+
     /// Says that all pages have come.
     fn finish(self: Box<Self>) -> Result<(), SinkError>;
 }
