@@ -20,7 +20,7 @@ const SIZES: [u32; 3] = [256, 1024, 4096];
 const USED: u32 = 4;
 
 /// How often each is measured.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 5;
 
 /// How long a guest may take to say something.
 const WITHIN: Duration = Duration::from_secs(300);
@@ -64,30 +64,24 @@ fn measure(memory_mib: u32) -> Result<f64, Failure> {
     subject.take(&["--name", "base"])?;
     subject.snapshot_save("peer")?;
     let revert = |mode: &str| ["revert", "bench", "base", "--no-safety", mode].map(str::to_owned);
-    let bench = Bench { subject: &subject, said: &said };
-    let eager = rounds(|| bench.reverted(&revert("--eager")))?;
-    let mut faults = Vec::new();
-    let lazy = rounds(|| {
-        let _ = fs::remove_dir_all(subject.home().join("working-sets"));
-        let time = bench.reverted(&revert("--lazy"))?;
-        faults.push(bench.faults()?);
-        Ok(time)
-    })?;
-    let mut fewer = Vec::new();
-    let recorded = rounds(|| {
-        let time = bench.reverted(&revert("--lazy"))?;
-        fewer.push(bench.faults()?);
-        Ok(time)
-    })?;
-    let shared = rounds(|| bench.cloned())?;
     subject.json(&["vm", "stop", "bench", "--force"])?;
-    let loadvm = rounds(|| {
-        let _ = fs::remove_file(&said);
-        let began = Instant::now();
-        subject.restart(&["-loadvm", "peer"])?;
-        wait_for_output(&said, began)
-    })?;
-    let floor = rounds(|| subject.bare_start())?;
+    let mut bench = Bench { subject, said };
+    let mut times: [Vec<f64>; 6] = Default::default();
+    let (mut faults, mut fewer) = (Vec::new(), Vec::new());
+    // One after the other, so that a machine which is slow for a while is so for all.
+    for _ in 0..ROUNDS {
+        let eager = bench.reverted(&revert("--eager"))?;
+        let _ = fs::remove_dir_all(bench.subject.home().join("working-sets"));
+        let lazy = bench.reverted(&revert("--lazy"))?;
+        faults.push(bench.faults()?);
+        let recorded = bench.reverted(&revert("--lazy"))?;
+        fewer.push(bench.faults()?);
+        let (shared, loaded, floor) = (bench.cloned()?, bench.loaded()?, bench.floor()?);
+        for (all, time) in times.iter_mut().zip([eager, lazy, recorded, shared, loaded, floor]) {
+            all.push(time);
+        }
+    }
+    let [eager, lazy, recorded, shared, loadvm, floor] = times.map(|all| median(&all));
     println!(
         "{memory_mib:>9} {eager:>8.0} {lazy:>8.0} {recorded:>9.0} {shared:>8.0} {loadvm:>9.0} {floor:>8.0}  {:>8.0} {:>8.0}",
         median(&faults),
@@ -96,20 +90,26 @@ fn measure(memory_mib: u32) -> Result<f64, Failure> {
     Ok(lazy)
 }
 
-struct Bench<'b> {
-    subject: &'b Subject,
-    said: &'b PathBuf,
+/// The guest; it is stopped before each measurement, and after it.
+struct Bench {
+    subject: Subject,
+    said: PathBuf,
 }
 
-impl Bench<'_> {
-    /// Reverts the guest, which is stopped, and waits until all of it is there.
+impl Bench {
+    /// Starts the clock on a machine that has nothing left to write.
+    fn begin(&self) -> Instant {
+        let _ = fs::remove_file(&self.said);
+        rustix::fs::sync();
+        Instant::now()
+    }
+
+    /// Reverts the guest, waits until all of it is there, and stops it.
     fn reverted(&self, arguments: &[String]) -> Result<f64, Failure> {
-        self.subject.json(&["vm", "stop", "bench", "--force"])?;
-        let _ = fs::remove_file(self.said);
         let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        let began = Instant::now();
+        let began = self.begin();
         let mut command = self.subject.start(&words)?;
-        let time = wait_for_output(self.said, began)?;
+        let time = wait_for_output(&self.said, began)?;
         let ended = command.wait().map_err(Failure::file("wait for", Path::new("tintype")))?;
         if !ended.success() {
             return Err(Failure::Other(format!("tintype {words:?} failed")));
@@ -117,6 +117,24 @@ impl Bench<'_> {
         while self.subject.json(&["vm", "show", "bench"])?["loading"] != Value::Null {
             sleep(Duration::from_millis(50));
         }
+        self.subject.json(&["vm", "stop", "bench", "--force"])?;
+        Ok(time)
+    }
+
+    /// Lets QEMU load the snapshot that it saved itself.
+    fn loaded(&mut self) -> Result<f64, Failure> {
+        let began = self.begin();
+        self.subject.restart(&["-loadvm", "peer"])?;
+        let time = wait_for_output(&self.said, began)?;
+        self.subject.end();
+        Ok(time)
+    }
+
+    /// Starts QEMU, and nothing else.
+    fn floor(&mut self) -> Result<f64, Failure> {
+        self.begin();
+        let time = self.subject.bare_start()?;
+        self.subject.end();
         Ok(time)
     }
 
@@ -124,7 +142,7 @@ impl Bench<'_> {
     fn cloned(&self) -> Result<f64, Failure> {
         let folder = self.subject.home().join("twins");
         let to = folder.display().to_string();
-        let began = Instant::now();
+        let began = self.begin();
         let arguments = ["clone", "bench@base", "twin", "--share-memory", "--to", &to];
         let report = self.subject.json(&arguments)?;
         let moved = report["vms"][0]["moved"].as_array().cloned().unwrap_or_default();
@@ -149,11 +167,6 @@ impl Bench<'_> {
             .map_err(|error| Failure::Other(format!("a record is no JSON: {error}")))?;
         Ok(set["requests"].as_f64().unwrap_or(f64::NAN))
     }
-}
-
-fn rounds(mut once: impl FnMut() -> Result<f64, Failure>) -> Result<f64, Failure> {
-    let times = (0..ROUNDS).map(|_| once()).collect::<Result<Vec<f64>, Failure>>()?;
-    Ok(median(&times))
 }
 
 /// Waits until a guest has said something, and returns how long that took, in ms.

@@ -112,6 +112,7 @@ impl Run {
         }
         let mut command = cargo("test", &["--locked", "--workspace", "--lib", "--bins", "--tests"]);
         command.args(["--no-fail-fast", "--", "--show-output"]);
+        command.arg(format!("--test-threads={}", threads()));
         self.listen(command)
     }
 
@@ -157,6 +158,12 @@ impl Run {
     fn count(&mut self, tally: Tally) {
         self.tally.get_or_insert_default().add(tally);
     }
+}
+
+/// Returns how many tests run at once: one more than there are processors, since many wait
+/// for a guest.
+fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from) + 1
 }
 
 /// Removes an earlier run's report, if there is one.

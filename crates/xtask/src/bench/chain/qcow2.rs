@@ -9,12 +9,15 @@ use tintype_testkit::{Content, Disk, Format, GuestKind};
 
 use super::super::guest::Subject;
 use super::io::{self, Speed};
-use super::{DISK_MIB, FILLED_MIB, Figures, rounds};
+use super::{DISK_MIB, FILLED_MIB, Figures, SOME, own, rounds};
 use crate::failure::Failure;
 use crate::process::run;
 
 /// The guest's memory.
 const MEMORY_MIB: u32 = 128;
+
+/// How often both guests' disks are measured: two QEMUs differ by more than more would tell.
+const TURNS: usize = 200;
 
 /// Measures chains of overlays.
 pub(super) fn overlays(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
@@ -52,7 +55,7 @@ fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures
         run(info.args(["info", "-f", "qcow2", "--backing-chain"]).arg(place(count)))
     })?;
     let mut delete = None;
-    if count >= 10 {
+    if count >= SOME {
         // The one above takes over what the deleted one had; its file stays for the next round.
         let middle = count / 2;
         delete = Some(rounds(|_| {
@@ -90,7 +93,7 @@ pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
             run(list.args(["snapshot", "-f", "qcow2", "-l"]).arg(&image))
         })?;
         let (mut delete, mut revert) = (None, None);
-        if count >= 10 {
+        if count >= SOME {
             delete = Some(rounds(|round| snapshot("-d", &format!("c{}", count / 2 + round)))?);
             revert = Some(rounds(|_| snapshot("-a", "c0"))?);
             snapshot("-a", "m2")?;
@@ -147,7 +150,7 @@ fn speeds(path: &Path) -> Result<[Option<Speed>; 2], Failure> {
         Disk { format: Format::Qcow2, content: Content::Existing { path: path.to_owned() } };
     let disks = [Disk::system(Format::Qcow2), image];
     let mut subject = Subject::of(GuestKind::Tiny, MEMORY_MIB, disks)?;
-    match io::speeds(&mut subject) {
+    match io::speeds(&mut subject, &mut own::guest()?, TURNS) {
         Ok(speeds) => Ok(speeds.map(Some)),
         Err(_) if subject.has_ended() => Ok([None; 2]),
         Err(failure) => Err(failure),
