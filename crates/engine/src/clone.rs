@@ -198,8 +198,8 @@ impl Engine {
                 "QEMU was started with `{word}`, a file that only its parent had open"
             )));
         }
-        // What is loaded or written before anything of a new VM runs is so read and checked.
-        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::ReadNearby };
+        // What is loaded or written before anything of a new VM runs is checked so.
+        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::StoredNearby };
         let report = repository
             .verify(&[target.record.id], level, &self.supervisor("verifying"))
             .map_err(Error::step("cannot verify the snapshot"))

@@ -21,7 +21,6 @@ use crate::details::Snapshot;
 use crate::error::{Error, Result};
 use crate::files::is_unchanged;
 use crate::loading::{LoadingState, end_loaded};
-use crate::observer::Progress;
 use crate::vms::LeasedVm;
 
 /// From so many bytes of memory that are not zero on, a guest that may is loaded
@@ -36,9 +35,6 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 /// How long a page server whose QEMU was ended may take to notice.
 const LOCK_LIMIT: Duration = Duration::from_secs(20);
-
-/// Threads that read and check disks.
-const THREADS: usize = 2;
 
 /// When the guest runs: before or after its memory is loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -110,7 +106,7 @@ impl Engine {
         self.config.observer.notice(&notice);
     }
 
-    /// Reads and checks what is used before the guest runs: disks, devices, and files that
+    /// Checks what is used before the guest runs: disks, devices, and files that
     /// are not what they were.
     pub(crate) fn check_all_but_memory(
         &self,
@@ -130,12 +126,7 @@ impl Engine {
             let cannot = || format!("cannot read the {kind} `{name}` of the snapshot");
             let root = target.promised_image(image)?;
             let reader = repository.open_image(root).map_err(Error::step(cannot()))?;
-            for piece in reader.sequence(THREADS) {
-                let (offset, _) = piece.map_err(Error::step(cannot()))?;
-                let (done, total) = (ByteCount(offset), Some(root.size()));
-                self.config.observer.progress(Progress { activity: "verifying", done, total });
-                self.check_interruption()?;
-            }
+            reader.check_stored(&self.supervisor("verifying")).map_err(Error::step(cannot()))?;
         }
         Ok(())
     }

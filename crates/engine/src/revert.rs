@@ -398,7 +398,7 @@ impl Engine {
                 Some(_) => {}
             }
         }
-        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::ReadNearby };
+        let level = if lazy { VerifyLevel::Quick } else { VerifyLevel::StoredNearby };
         let report = repository
             .verify(&[target.record.id], level, &self.supervisor("verifying"))
             .map_err(Error::step("cannot verify the snapshot"))

@@ -44,6 +44,7 @@ mod host_tests;
 mod hostile_tests;
 mod image;
 mod index;
+mod intact;
 mod join;
 mod journal;
 mod keys;

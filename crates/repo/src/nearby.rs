@@ -387,7 +387,7 @@ mod tests {
         far.spoil();
         far.must_read();
         far.spoil();
-        let report = far.open().verify(&[], VerifyLevel::ReadNearby, &()).unwrap();
+        let report = far.open().verify(&[], VerifyLevel::StoredNearby, &()).unwrap();
         assert_eq!(report.damaged, []);
         far.must_read();
     }

@@ -185,17 +185,33 @@ impl Vault {
         kind: FrameKind,
         proof: impl Fn(&[u8]) -> Result<(), Malformed>,
     ) -> Result<Vec<u8>, Error> {
-        let read = || {
-            let mut stored = self.stored(place)?;
-            let decoded = self.decode_frame(place.segment, &mut stored, place.number, kind);
-            Ok(decoded.and_then(|raw| proof(&raw).map(|()| raw)))
-        };
-        let proved = match read()? {
+        self.of_stored(place, |stored| {
+            let raw = self.decode_frame(place.segment, stored, place.number, kind)?;
+            proof(&raw).map(|()| raw)
+        })
+    }
+
+    /// Checks that a frame is there as it was stored, without decoding it.
+    pub(crate) fn check_stored(&self, place: &Place, kind: FrameKind) -> Result<(), Error> {
+        self.of_stored(place, |stored| {
+            self.check_frame_stored(place.segment, stored, place.number, kind)
+        })
+    }
+
+    /// Does something with the stored bytes of a frame: those in the store, if it fails
+    /// with those that are kept on this machine.
+    fn of_stored<T>(
+        &self,
+        place: &Place,
+        work: impl Fn(&mut [u8]) -> Result<T, Malformed>,
+    ) -> Result<T, Error> {
+        let once = || Ok(work(&mut self.stored(place)?));
+        let done = match once()? {
             // What is kept on this machine may be what is wrong.
-            Err(_) if self.forget(place.segment, index(place.offset), index(place.len)) => read()?,
-            read => read,
+            Err(_) if self.forget(place.segment, index(place.offset), index(place.len)) => once()?,
+            done => done,
         };
-        proved.map_err(|malformed| damaged(place, malformed))
+        done.map_err(|malformed| damaged(place, malformed))
     }
 
     /// Forgets what is kept of a range of a segment on this machine; whether
@@ -308,6 +324,34 @@ impl Vault {
         number: u16,
         kind: FrameKind,
     ) -> Result<Vec<u8>, Malformed> {
+        let (header, packed) = self.open_frame(segment, stored, number, kind)?;
+        frame::decode(header.codec, packed, header.raw)
+    }
+
+    /// Checks that a frame is what was stored as the one that was asked for, opening it in
+    /// place. A seal proves all of it, a checksum not what its header says: then it is
+    /// decoded, too.
+    pub(crate) fn check_frame_stored(
+        &self,
+        segment: SegmentName,
+        stored: &mut [u8],
+        number: u16,
+        kind: FrameKind,
+    ) -> Result<(), Malformed> {
+        let (header, packed) = self.open_frame(segment, stored, number, kind)?;
+        if self.keys.hides() {
+            return Ok(());
+        }
+        frame::decode(header.codec, packed, header.raw).map(drop)
+    }
+
+    fn open_frame<'s>(
+        &self,
+        segment: SegmentName,
+        stored: &'s mut [u8],
+        number: u16,
+        kind: FrameKind,
+    ) -> Result<(FrameHeader, &'s [u8]), Malformed> {
         let header = FrameHeader::decode(stored)?;
         if header.number != number || header.kind != kind {
             return Err(Malformed("it is another frame"));
@@ -315,12 +359,12 @@ impl Vault {
         let payload = &mut stored[HEADER_LEN..];
         let Some(sealer) = self.keys.segment_sealer(segment) else {
             header.check(payload)?;
-            return frame::decode(header.codec, payload, header.raw);
+            return Ok((header, payload));
         };
         // A seal proves more than the checksum, which takes as long.
         let bound = FrameHeader::bound(header.kind, header.codec, header.raw);
         let opened = sealer.open(frame_nonce(number), &bound, payload)?;
-        frame::decode(header.codec, opened, header.raw)
+        Ok((header, opened))
     }
 
     /// Whether bytes are the content of a frame that a table names.

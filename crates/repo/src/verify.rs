@@ -3,7 +3,8 @@
 //! Quick: follows all maps and checks that every segment that they name is
 //! there with the right size, header, table and trailer, and that every
 //! pointer agrees with the table. With data: also decodes and hashes every
-//! frame of these segments. It repairs nothing.
+//! frame of these segments. As stored: also opens every frame, which proves it to be what
+//! its writer, who has decoded it again, stored. It repairs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZero;
@@ -33,7 +34,7 @@ use crate::{Error, blob, epoch, gone, journal, label, quarantine};
 
 /// Segments that are read at the same time, 16 MiB each, on however few cores: a
 /// store may be far away.
-const LEAST_THREADS: usize = 4;
+pub(crate) const LEAST_THREADS: usize = 4;
 
 /// How often everything is looked at if it is moved meanwhile.
 const MOST_ATTEMPTS: usize = 4;
@@ -45,9 +46,9 @@ pub enum VerifyLevel {
     Quick,
     /// Every byte.
     ReadData,
-    /// Every byte, from this machine as far as it is kept there: what a restore
-    /// reads right after.
-    ReadNearby,
+    /// Every byte as it was stored, without decoding it, from this machine as far as it is
+    /// kept there: what a restore reads and decodes right after.
+    StoredNearby,
 }
 
 /// What verification found.
@@ -399,42 +400,47 @@ impl Reading<'_> {
     fn segment(&self, name: SegmentName, table: &Table) -> Result<Vec<Damage>, Error> {
         let start = crate::segment::HEADER_LEN;
         let len = usize::try_from(size_of(table)).expect("a segment has at most 16 MiB");
-        if self.level == VerifyLevel::ReadNearby {
-            let damaged = check_frames(self.vault, name, table, || {
-                self.vault.range_nearby(name, start, len)
-            })?;
-            // What is kept on this machine may be what is wrong.
-            if damaged.is_empty() || !self.vault.forget(name, start, len) {
-                return Ok(damaged);
+        let from_store = || self.vault.range(name, start, len);
+        if self.level == VerifyLevel::ReadData {
+            return self.frames(name, table, from_store);
+        }
+        let damaged = self.frames(name, table, || self.vault.range_nearby(name, start, len))?;
+        // What is kept on this machine may be what is wrong.
+        if damaged.is_empty() || !self.vault.forget(name, start, len) {
+            return Ok(damaged);
+        }
+        self.frames(name, table, from_store)
+    }
+
+    /// Checks every frame of a segment; returns the damage.
+    fn frames(
+        &self,
+        name: SegmentName,
+        table: &Table,
+        read: impl FnOnce() -> Result<Vec<u8>, Error>,
+    ) -> Result<Vec<Damage>, Error> {
+        let mut bytes = match read() {
+            Ok(bytes) => bytes,
+            Err(Error::Damaged(damage)) => return Ok(vec![damage]),
+            Err(error) => return Err(error),
+        };
+        let mut damaged = Vec::new();
+        for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
+            let Range { start, end } = entry.range();
+            let from = crate::segment::HEADER_LEN;
+            let stored = &mut bytes[start - from..end - from];
+            let checked = match self.level {
+                VerifyLevel::StoredNearby => {
+                    self.vault.check_frame_stored(name, stored, number, entry.kind)
+                }
+                _ => check_frame(self.vault, name, table, (number, entry), stored),
+            };
+            if let Err(Malformed(reason)) = checked {
+                damaged.push(Damage::new(name.key(), Some(u64::from(entry.offset)), reason));
             }
         }
-        check_frames(self.vault, name, table, || self.vault.range(name, start, len))
+        Ok(damaged)
     }
-}
-
-/// Decodes and hashes every frame of a segment; returns the damage.
-fn check_frames(
-    vault: &Vault,
-    name: SegmentName,
-    table: &Table,
-    read: impl FnOnce() -> Result<Vec<u8>, Error>,
-) -> Result<Vec<Damage>, Error> {
-    let mut bytes = match read() {
-        Ok(bytes) => bytes,
-        Err(Error::Damaged(damage)) => return Ok(vec![damage]),
-        Err(error) => return Err(error),
-    };
-    let mut damaged = Vec::new();
-    for (number, entry) in (0_u16..=u16::MAX).zip(table.entries()) {
-        let Range { start, end } = entry.range();
-        let stored =
-            &mut bytes[start - crate::segment::HEADER_LEN..end - crate::segment::HEADER_LEN];
-        let checked = check_frame(vault, name, table, (number, entry), stored);
-        if let Err(Malformed(reason)) = checked {
-            damaged.push(Damage::new(name.key(), Some(u64::from(entry.offset)), reason));
-        }
-    }
-    Ok(damaged)
 }
 
 /// Decodes and hashes a frame, which is given with its header and opened in place.

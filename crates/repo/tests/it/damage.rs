@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use tintype_repo::{Error, Kind, Repository, VerifyLevel};
+use tintype_repo::{Encryption, Error, InitParams, Kind, Repository, VerifyLevel};
 
 use crate::support::{BLOCK, content, eager, files, new_repository, read_all, take};
 
@@ -48,6 +48,41 @@ fn every_flipped_byte_is_found() {
         fs::write(&path, &good).unwrap();
     }
     assert!(read_everything(&repository).unwrap() == expected);
+}
+
+/// To look at what is stored finds all that would be found by decoding it, sealed or not.
+#[test]
+fn what_cannot_be_read_is_not_as_it_was_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = Encryption::KeyFile(folder.path().join("key"));
+    for (name, encryption) in [("sealed", key), ("plain", Encryption::None)] {
+        let mut params = InitParams::default();
+        params.encryption = encryption.clone();
+        let repository = Repository::init(&folder.path().join(name), params).unwrap();
+        let bytes = content(1, 20 * BLOCK);
+        let root = take(&repository, &bytes, None).images[0].root.clone();
+        let open = || Repository::open_with(repository.path(), std::slice::from_ref(&encryption));
+        let is_as_stored = || -> Result<(), Error> { open()?.open_image(&root)?.check_stored(&()) };
+        let read = || -> Result<(), Error> {
+            open()?.open_image(&root)?.read_at(0, &mut vec![0; bytes.len()])
+        };
+        let (mut bad_bytes, mut read_bytes) = (0, 0);
+        for path in files(&repository.path().join("seg")) {
+            let good = fs::read(&path).unwrap();
+            for at in (0..good.len()).step_by(13) {
+                let mut bad = good.clone();
+                bad[at] ^= 0x10;
+                fs::write(&path, &bad).unwrap();
+                let (stored, read) = (is_as_stored(), read());
+                assert!(stored.is_err() || read.is_ok(), "{name} byte {at}: {read:?}");
+                bad_bytes += usize::from(stored.is_err());
+                read_bytes += usize::from(read.is_err());
+            }
+            fs::write(&path, &good).unwrap();
+        }
+        assert!(read_bytes > 100 && bad_bytes == read_bytes, "{bad_bytes} for {read_bytes}");
+        is_as_stored().unwrap();
+    }
 }
 
 /// The table of a segment has the ids of its blocks. Without them nothing is known to be
