@@ -3,7 +3,6 @@
 //! seal proves what a reader will get.
 
 use std::collections::HashSet;
-use std::thread::available_parallelism;
 
 use tintype_types::ByteCount;
 
@@ -14,7 +13,7 @@ use crate::pointer::Place;
 use crate::reader::ImageReader;
 use crate::supervisor::Supervisor;
 use crate::tree::{self, LEAF_SIZE};
-use crate::verify::LEAST_THREADS;
+use crate::verify;
 
 /// Leaves that are looked at together: 4 GiB of an image.
 const BATCH: u64 = 256;
@@ -25,13 +24,12 @@ impl ImageReader {
     /// Checks that each frame of the image is there as it was stored; fails at the first
     /// that is not.
     pub fn check_stored(&self, supervisor: &dyn Supervisor) -> Result<(), Error> {
-        let threads = available_parallelism().map_or(LEAST_THREADS, |cores| cores.get());
         let end = tree::leaf_count(self.size());
         for from in (0..end).step_by(usize::try_from(BATCH).unwrap_or(usize::MAX)) {
             let to = end.min(from + BATCH);
             let frames = self.frames(from, to)?;
             let shares: Vec<&[Place]> = frames.chunks(SHARE).collect();
-            let checked = parallel::map(&shares, threads.max(LEAST_THREADS), |share| {
+            let checked = parallel::map(&shares, verify::threads(), |share| {
                 supervisor.check()?;
                 share
                     .iter()

@@ -9,7 +9,8 @@ use tintype_types::{BLOCK_SIZE, RepositoryId};
 use zeroize::Zeroize;
 
 use crate::blocks::BlockHash;
-use crate::pointer::{BlockId, FrameId, NodeId, SegmentName};
+use crate::frame::MAX_BLOCKS;
+use crate::pointer::{BLOCK_ID_LEN, BlockId, FrameId, NodeId, SegmentName};
 use crate::seal::Sealer;
 
 /// The keys of an open repository.
@@ -54,8 +55,13 @@ impl Keys {
     /// Returns the id of a frame that holds these blocks in this order.
     pub(crate) fn frame_id(&self, blocks: &[BlockId]) -> FrameId {
         let mut hasher = blake3::Hasher::new_keyed(&self.frame);
-        for block in blocks {
-            hasher.update(&block.0);
+        // Many short pieces cost more than the hash of them all.
+        for blocks in blocks.chunks(MAX_BLOCKS) {
+            let mut ids = [0; MAX_BLOCKS * BLOCK_ID_LEN];
+            for (id, block) in ids.as_chunks_mut::<BLOCK_ID_LEN>().0.iter_mut().zip(blocks) {
+                *id = block.0;
+            }
+            hasher.update(&ids[..blocks.len() * BLOCK_ID_LEN]);
         }
         FrameId(shorten(hasher.finalize().as_bytes()))
     }

@@ -34,7 +34,10 @@ use crate::{Error, blob, epoch, gone, journal, label, quarantine};
 
 /// Segments that are read at the same time, 16 MiB each, on however few cores: a
 /// store may be far away.
-pub(crate) const LEAST_THREADS: usize = 4;
+const LEAST_THREADS: usize = 4;
+
+/// How many pointers wait for the tables of segments to be read: 5 MiB.
+const MOST_WANTED: usize = 1 << 16;
 
 /// How often everything is looked at if it is moved meanwhile.
 const MOST_ATTEMPTS: usize = 4;
@@ -97,8 +100,9 @@ fn verify_once(
     level: VerifyLevel,
     supervisor: &dyn Supervisor,
 ) -> Result<(Vec<SnapshotRecord>, VerifyReport), Error> {
+    let report = VerifyReport::default();
     let mut check =
-        Check { vault, supervisor, report: VerifyReport::default(), segments: BTreeMap::new() };
+        Check { vault, supervisor, report, segments: BTreeMap::new(), wanted: Vec::new() };
     let records = if ids.is_empty() {
         let (listing, deleted) = listing::list_with_trash(vault)?;
         (check.report.damaged, check.report.deleted) = (listing.damaged, deleted);
@@ -129,6 +133,47 @@ struct Check<'a> {
     supervisor: &'a dyn Supervisor,
     report: VerifyReport,
     segments: BTreeMap<SegmentName, Needed>,
+    /// What is yet to be compared with the tables, all of one snapshot.
+    wanted: Vec<Wanted>,
+}
+
+/// What the table of a segment has to name.
+enum Wanted {
+    /// A frame of blocks.
+    Blocks(FramePointer),
+    /// A node or a chunk.
+    Bytes(NodePointer, FrameKind),
+}
+
+impl Wanted {
+    fn place(&self) -> Place {
+        match self {
+            Self::Blocks(pointer) => pointer.place,
+            Self::Bytes(pointer, _) => pointer.place,
+        }
+    }
+
+    fn segment(&self) -> SegmentName {
+        self.place().segment
+    }
+
+    fn is_in(&self, vault: &Vault, table: &Table) -> bool {
+        let place = self.place();
+        let Some(entry) = table.entry(place.number) else { return false };
+        let is_there =
+            (entry.offset, HEADER_LEN + index(entry.stored)) == (place.offset, index(place.len));
+        is_there
+            && match self {
+                Self::Blocks(pointer) => {
+                    let ids = table.block_ids(entry);
+                    ids.len() == usize::from(pointer.blocks)
+                        && vault.keys.frame_id(ids) == pointer.id
+                }
+                Self::Bytes(pointer, kind) => {
+                    entry.kind == *kind && Table::node_id(entry) == Some(pointer.id)
+                }
+            }
+    }
 }
 
 /// What is known of a segment that snapshots need.
@@ -191,7 +236,7 @@ impl Check<'_> {
                 Err(error) => self.damage(error, record.id)?,
             }
         }
-        Ok(())
+        self.compare_with_tables(record.id)
     }
 
     fn node(
@@ -252,63 +297,62 @@ impl Check<'_> {
         })
     }
 
-    /// Checks a pointer to a node or chunk against the segment's table.
+    /// Notes a pointer to a node or chunk.
     fn pointer(
         &mut self,
         pointer: &NodePointer,
         kind: FrameKind,
         snapshot: SnapshotId,
     ) -> Result<(), Error> {
-        let Some(table) = self.table(pointer.place.segment, snapshot)? else { return Ok(()) };
-        let entry = table.entry(pointer.place.number).filter(|entry| {
-            entry.kind == kind
-                && (entry.offset, HEADER_LEN + index(entry.stored))
-                    == (pointer.place.offset, index(pointer.place.len))
-                && Table::node_id(entry) == Some(pointer.id)
-        });
-        if entry.is_none() {
-            self.report_at(&pointer.place, "the table has another frame there", snapshot);
-        }
-        Ok(())
+        self.note(Wanted::Bytes(*pointer, kind), snapshot)
     }
 
+    /// Notes a pointer to a frame of blocks.
     fn frame(&mut self, pointer: &FramePointer, snapshot: SnapshotId) -> Result<(), Error> {
-        let Some(table) = self.table(pointer.place.segment, snapshot)? else { return Ok(()) };
-        let entry = table.entry(pointer.place.number).filter(|entry| {
-            (entry.offset, HEADER_LEN + index(entry.stored))
-                == (pointer.place.offset, index(pointer.place.len))
-                && table.block_ids(entry).len() == usize::from(pointer.blocks)
-                && self.vault.keys.frame_id(table.block_ids(entry)) == pointer.id
-        });
-        if entry.is_none() {
-            self.report_at(&pointer.place, "the table has another frame there", snapshot);
-        }
-        Ok(())
+        self.note(Wanted::Blocks(*pointer), snapshot)
     }
 
-    /// Returns the table of a segment, and notes that a snapshot needs it.
-    fn table(
-        &mut self,
-        name: SegmentName,
-        snapshot: SnapshotId,
-    ) -> Result<Option<Arc<Table>>, Error> {
-        let needed = self.segments.entry(name).or_default();
-        needed.snapshots.insert(snapshot);
-        if needed.broken {
-            return Ok(None);
-        }
-        if needed.table.is_none() {
-            // Read it even if it is in memory: what counts is what is stored.
-            match self.vault.read_table(name) {
-                Ok(table) => needed.table = Some(Arc::new(table)),
+    fn note(&mut self, wanted: Wanted, snapshot: SnapshotId) -> Result<(), Error> {
+        self.wanted.push(wanted);
+        if self.wanted.len() < MOST_WANTED { Ok(()) } else { self.compare_with_tables(snapshot) }
+    }
+
+    /// Checks what was noted of a snapshot against the tables of the segments.
+    fn compare_with_tables(&mut self, snapshot: SnapshotId) -> Result<(), Error> {
+        let mut wanted = std::mem::take(&mut self.wanted);
+        wanted.sort_by_key(Wanted::segment);
+        let of_segments: Vec<&[Wanted]> =
+            wanted.chunk_by(|one, other| one.segment() == other.segment()).collect();
+        let compared = parallel::map(&of_segments, threads(), |of_segment| {
+            let needed = self.segments.get(&of_segment[0].segment());
+            let table = match needed {
+                Some(Needed { broken: true, .. }) => return Ok(None),
+                Some(Needed { table: Some(table), .. }) => Arc::clone(table),
+                // Read it even if it is in memory: what counts is what is stored.
+                _ => Arc::new(self.vault.read_table(of_segment[0].segment())?),
+            };
+            let others = of_segment.iter().filter(|wanted| !wanted.is_in(self.vault, &table));
+            let others: Vec<Place> = others.map(Wanted::place).collect();
+            Ok(Some((table, others)))
+        });
+        for (of_segment, compared) in of_segments.iter().zip(compared) {
+            let needed = self.segments.entry(of_segment[0].segment()).or_default();
+            needed.snapshots.insert(snapshot);
+            match compared {
+                Ok(None) => {}
+                Ok(Some((table, others))) => {
+                    needed.table = Some(table);
+                    for place in others {
+                        self.report_at(&place, "the table has another frame there", snapshot);
+                    }
+                }
                 Err(error) => {
                     needed.broken = true;
                     self.damage(error, snapshot)?;
-                    return Ok(None);
                 }
             }
         }
-        Ok(needed.table.clone())
+        Ok(())
     }
 
     fn all_segments(&mut self, level: VerifyLevel) -> Result<(), Error> {
@@ -326,10 +370,8 @@ impl Check<'_> {
                 done: AtomicU64::new(0),
                 has_failed: AtomicBool::new(false),
             };
-            let cores = available_parallelism().map_or(2, NonZero::get);
-            let threads = cores.max(LEAST_THREADS);
             for damaged in
-                parallel::map(&tables, threads, |(name, table)| reading.next(*name, table))
+                parallel::map(&tables, threads(), |(name, table)| reading.next(*name, table))
             {
                 self.report.damaged.extend(damaged?);
             }
@@ -457,6 +499,11 @@ pub(crate) fn check_frame(
         .is_content(table, entry, &raw)
         .then_some(())
         .ok_or(Malformed("the content is not what was written"))
+}
+
+/// Returns how many threads read at the same time.
+pub(crate) fn threads() -> usize {
+    available_parallelism().map_or(LEAST_THREADS, NonZero::get).max(LEAST_THREADS)
 }
 
 /// Returns how many bytes the frames of a segment have.
