@@ -48,7 +48,7 @@ const SWEEP: u64 = 4;
 const BEGINNING: Duration = Duration::from_secs(1);
 
 /// Unless it has asked for nothing for so long.
-const LULL: Duration = Duration::from_millis(25);
+const LULL: Duration = Duration::from_millis(5);
 
 /// How much of the return path is read at once.
 const READ_SIZE: usize = 16 << 10;
