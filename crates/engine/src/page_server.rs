@@ -126,7 +126,7 @@ impl Engine {
         let readers = memory::readers(&repository, &snapshot, &devices)?;
         let source = Source { state: &devices, readers };
         let blocks = devices.ram_blocks();
-        let recorded = self.needed_first(&snapshot, blocks);
+        let needed_first = self.needed_first(&snapshot, blocks);
         for _ in 0..MAX_CONNECTIONS {
             let is_new = connection.is_some();
             let stream = match connection.take() {
@@ -134,11 +134,11 @@ impl Engine {
                 None => self.rescue(vm)?,
             };
             let Some(stream) = stream else { return Ok(()) };
-            let first: &[Unit] = if is_new { &recorded } else { &[] };
+            let first: &[Unit] = if is_new { &needed_first } else { &[] };
             match Pump::new(&source, &stream, progress, first).run(is_new)? {
                 End::Complete => {
                     let (needed, requests) = progress.recorded();
-                    let units = [recorded, needed].concat();
+                    let units = [needed_first, needed].concat();
                     self.keep_recorded(state.snapshot, blocks, &units, requests);
                     return Ok(());
                 }

@@ -13,10 +13,9 @@ use crate::pointer::Place;
 use crate::reader::ImageReader;
 use crate::supervisor::Supervisor;
 use crate::tree::{self, LEAF_SIZE};
-use crate::verify;
 
-/// Leaves that are looked at together: 4 GiB of an image.
-const BATCH: u64 = 256;
+/// Leaves that are looked at together, and told as progress: 256 MiB of an image.
+const BATCH: u64 = 16;
 /// Frames that a thread takes at once.
 const SHARE: usize = 64;
 
@@ -29,7 +28,7 @@ impl ImageReader {
             let to = end.min(from + BATCH);
             let frames = self.frames(from, to)?;
             let shares: Vec<&[Place]> = frames.chunks(SHARE).collect();
-            let checked = parallel::map(&shares, verify::threads(), |share| {
+            let checked = parallel::map(&shares, parallel::readers(), |share| {
                 supervisor.check()?;
                 share
                     .iter()

@@ -1,7 +1,16 @@
 //! The same work for many items, on several threads.
 
+use std::num::NonZero;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
+
+/// Threads that read at the same time on however few cores: a store may be far away.
+const LEAST_READERS: usize = 4;
+
+/// Returns how many threads read at the same time, a segment of 16 MiB each at most.
+pub(crate) fn readers() -> usize {
+    thread::available_parallelism().map_or(LEAST_READERS, NonZero::get).max(LEAST_READERS)
+}
 
 /// Does the same for each; returns the results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(

@@ -7,11 +7,9 @@
 //! its writer, who has decoded it again, stored. It repairs nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::num::NonZero;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::thread::available_parallelism;
 
 use tintype_types::{ByteCount, SnapshotId};
 
@@ -31,10 +29,6 @@ use crate::tree::Tree;
 use crate::vault::Vault;
 use crate::wire::Malformed;
 use crate::{Error, blob, epoch, gone, journal, label, quarantine};
-
-/// Segments that are read at the same time, 16 MiB each, on however few cores: a
-/// store may be far away.
-const LEAST_THREADS: usize = 4;
 
 /// How many pointers wait for the tables of segments to be read: 5 MiB.
 const MOST_WANTED: usize = 1 << 16;
@@ -323,7 +317,7 @@ impl Check<'_> {
         wanted.sort_by_key(Wanted::segment);
         let of_segments: Vec<&[Wanted]> =
             wanted.chunk_by(|one, other| one.segment() == other.segment()).collect();
-        let compared = parallel::map(&of_segments, threads(), |of_segment| {
+        let compared = parallel::map(&of_segments, parallel::readers(), |of_segment| {
             let needed = self.segments.get(&of_segment[0].segment());
             let table = match needed {
                 Some(Needed { broken: true, .. }) => return Ok(None),
@@ -370,9 +364,9 @@ impl Check<'_> {
                 done: AtomicU64::new(0),
                 has_failed: AtomicBool::new(false),
             };
-            for damaged in
-                parallel::map(&tables, threads(), |(name, table)| reading.next(*name, table))
-            {
+            for damaged in parallel::map(&tables, parallel::readers(), |(name, table)| {
+                reading.next(*name, table)
+            }) {
                 self.report.damaged.extend(damaged?);
             }
             self.report.read_bytes = ByteCount(reading.done.into_inner());
@@ -499,11 +493,6 @@ pub(crate) fn check_frame(
         .is_content(table, entry, &raw)
         .then_some(())
         .ok_or(Malformed("the content is not what was written"))
-}
-
-/// Returns how many threads read at the same time.
-pub(crate) fn threads() -> usize {
-    available_parallelism().map_or(LEAST_THREADS, NonZero::get).max(LEAST_THREADS)
 }
 
 /// Returns how many bytes the frames of a segment have.

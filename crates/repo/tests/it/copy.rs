@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tempfile::TempDir;
 use tintype_repo::{
-    Copier, CopyError, CopyParams, CopyReport, Encryption, GcParams, ImageParams, InitParams, Kind,
-    NamedImage, Repository, SnapshotDraft, SnapshotRecord, Supervisor, Unwritten, VerifyLevel,
+    Copier, CopyError, CopyParams, CopyReport, Encryption, GcParams, ImageParams, Kind, NamedImage,
+    Repository, SnapshotDraft, SnapshotRecord, Supervisor, Unwritten, VerifyLevel,
 };
 use tintype_types::{ByteCount, Extent, SnapshotId, SnapshotName, VmId};
 
-use crate::support::{self, BLOCK, Dice, begin, draft, files, soak};
+use crate::support::{self, BLOCK, Dice, begin, draft, files, init, soak};
 
 /// A repository, another one with a key of its own, and what the first holds.
 struct Pair {
@@ -50,13 +50,9 @@ fn params(part: u64) -> CopyParams {
 impl Pair {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let init = |name: &str, encryption| {
-            let mut params = InitParams::default();
-            params.encryption = encryption;
-            Repository::init(&folder.path().join(name), params).unwrap()
-        };
-        let source = init("source", Encryption::None);
-        let target = init("target", Encryption::KeyFile(folder.path().join("key")));
+        let key = Encryption::KeyFile(folder.path().join("key"));
+        let source = init(&folder.path().join("source"), &Encryption::None);
+        let target = init(&folder.path().join("target"), &key);
         Self { _folder: folder, source, target, held: BTreeMap::new() }
     }
 

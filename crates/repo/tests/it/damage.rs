@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::Path;
 
-use tintype_repo::{Encryption, Error, InitParams, Kind, Repository, VerifyLevel};
+use tintype_repo::{Encryption, Error, Kind, Repository, VerifyLevel};
 
-use crate::support::{BLOCK, content, eager, files, new_repository, read_all, take};
+use crate::support::{BLOCK, content, eager, files, init, new_repository, read_all, take};
 
 /// Reads everything of a repository; an error is one that names damage.
 fn read_everything(repository: &Repository) -> Result<Vec<Vec<u8>>, Error> {
@@ -56,9 +56,7 @@ fn what_cannot_be_read_is_not_as_it_was_stored() {
     let folder = tempfile::tempdir().unwrap();
     let key = Encryption::KeyFile(folder.path().join("key"));
     for (name, encryption) in [("sealed", key), ("plain", Encryption::None)] {
-        let mut params = InitParams::default();
-        params.encryption = encryption.clone();
-        let repository = Repository::init(&folder.path().join(name), params).unwrap();
+        let repository = init(&folder.path().join(name), &encryption);
         let bytes = content(1, 20 * BLOCK);
         let root = take(&repository, &bytes, None).images[0].root.clone();
         let open = || Repository::open_with(repository.path(), std::slice::from_ref(&encryption));

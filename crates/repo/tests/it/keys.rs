@@ -4,18 +4,17 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use age::secrecy::ExposeSecret;
-use tintype_repo::{Encryption, Error, InitParams, Kind, Repository, VerifyLevel};
+use tintype_repo::{Encryption, Error, Kind, Repository, VerifyLevel};
 
-use crate::support::{BLOCK, begin, content, draft, files, read_all, take};
+use crate::support::{BLOCK, begin, content, draft, files, init, read_all, take};
 
 fn sealed(encryption: Encryption) -> (tempfile::TempDir, Repository) {
     let folder = tempfile::tempdir().unwrap();
-    let mut params = InitParams::default();
-    params.encryption = match encryption {
+    let encryption = match encryption {
         Encryption::KeyFile(name) => Encryption::KeyFile(folder.path().join(name)),
         other => other,
     };
-    let repository = Repository::init(&folder.path().join("repo"), params).unwrap();
+    let repository = init(&folder.path().join("repo"), &encryption);
     (folder, repository)
 }
 

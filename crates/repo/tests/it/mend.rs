@@ -8,12 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use tempfile::TempDir;
 use tintype_repo::{
-    Copier, CopyParams, Encryption, GcParams, ImageParams, InitParams, NamedImage, RepairReport,
-    Repository, SnapshotDraft, SnapshotRecord, Supervisor, Unwritten, VerifyLevel,
+    Copier, CopyParams, Encryption, GcParams, ImageParams, NamedImage, RepairReport, Repository,
+    SnapshotDraft, SnapshotRecord, Supervisor, Unwritten, VerifyLevel,
 };
 use tintype_types::{ByteCount, SnapshotId};
 
-use crate::support::{BLOCK, Dice, begin, content, copy_tree, draft, eager, files, soak};
+use crate::support::{BLOCK, Dice, begin, content, copy_tree, draft, eager, files, init, soak};
 
 /// Leaves of the large image: so many that scattered changes become a run.
 const LEAVES: u64 = 24;
@@ -32,12 +32,6 @@ struct Pair {
     /// The snapshots of the first, oldest first.
     records: Vec<SnapshotRecord>,
     held: BTreeMap<SnapshotId, Held>,
-}
-
-fn init(path: &Path, key: &Encryption) -> Repository {
-    let mut params = InitParams::default();
-    params.encryption = key.clone();
-    Repository::init(path, params).unwrap()
 }
 
 fn held(repository: &Repository, record: &SnapshotRecord) -> Held {

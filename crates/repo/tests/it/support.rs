@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use tempfile::TempDir;
 use tintype_repo::{
-    CompactionParams, GcParams, ImageParams, ImageRoot, InitParams, NamedImage,
+    CompactionParams, Encryption, GcParams, ImageParams, ImageRoot, InitParams, NamedImage,
     RecompressionParams, Repository, Session, SessionParams, SnapshotDraft, SnapshotRecord,
     Unwritten,
 };
@@ -19,6 +19,12 @@ pub(crate) fn new_repository() -> (TempDir, Repository) {
     let folder = tempfile::tempdir().unwrap();
     let repository = Repository::init(&folder.path().join("repo"), InitParams::default()).unwrap();
     (folder, repository)
+}
+
+pub(crate) fn init(path: &Path, encryption: &Encryption) -> Repository {
+    let mut params = InitParams::default();
+    params.encryption = encryption.clone();
+    Repository::init(path, params).unwrap()
 }
 
 pub(crate) fn draft(images: Vec<(&str, ImageRoot)>) -> SnapshotDraft {
