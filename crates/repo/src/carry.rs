@@ -8,7 +8,8 @@ use std::iter::Peekable;
 use tintype_types::{ByteCount, Extent};
 
 use crate::copy::CopyError::{self, Source, Target};
-use crate::reader::{ImageReader, PIECE};
+use crate::reader::ImageReader;
+use crate::sequence::PIECE;
 use crate::supervisor::Supervisor;
 use crate::tree::{ImageRoot, LEAF_SIZE};
 use crate::writer::ImageWriter;

@@ -254,6 +254,24 @@ pub(crate) fn decode(codec: Codec, stored: &[u8], raw: u32) -> Result<Vec<u8>, M
     Ok(bytes)
 }
 
+/// Decodes the stored bytes of a frame to just as many bytes as there is room for.
+pub(crate) fn decode_to(codec: Codec, stored: &[u8], room: &mut [u8]) -> Result<(), Malformed> {
+    let len = match codec {
+        Codec::Raw if stored.len() == room.len() => {
+            room.copy_from_slice(stored);
+            stored.len()
+        }
+        Codec::Raw => stored.len(),
+        Codec::Zstd => DECOMPRESSOR
+            .with_borrow_mut(|decompressor| decompressor.decompress_to_buffer(stored, room))
+            .map_err(|_| Malformed("zstd cannot decode it"))?,
+    };
+    if len != room.len() {
+        return Err(Malformed("a frame decodes to the wrong length"));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,6 +282,11 @@ mod tests {
         assert_eq!(codec, expected);
         let len = u32::try_from(raw.len()).unwrap();
         assert_eq!(decode(codec, stored, len).unwrap(), raw);
+        let mut room = vec![1; raw.len() + 1];
+        decode_to(codec, stored, &mut room[..raw.len()]).unwrap();
+        assert_eq!(room[..raw.len()], *raw);
+        assert!(decode_to(codec, stored, &mut room).is_err());
+        assert!(decode_to(codec, stored, &mut room[..raw.len() - 1]).is_err());
         assert!(decode(codec, stored, len + 1).is_err());
         assert!(decode(codec, &stored[..stored.len() - 1], len).is_err());
     }

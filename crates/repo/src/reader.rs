@@ -1,11 +1,9 @@
-//! Reading images: any bytes at random, and all data in order.
+//! Reading images: any bytes at random, and where they have data.
 //!
 //! What is returned was verified; damage is an error and never zeroes.
 
 use std::sync::Arc;
-use std::thread;
 
-use crossbeam_channel::Receiver;
 use tintype_types::{BLOCK_SIZE, ByteCount, Extent};
 
 use crate::Error;
@@ -16,11 +14,7 @@ use crate::tree::{self, ImageRoot, LEAF_SIZE};
 use crate::vault::Vault;
 
 const BLOCK: u64 = BLOCK_SIZE as u64;
-const REGION_SIZE: u64 = BLOCK * REGION_BLOCKS as u64;
-/// The longest piece of a [`Sequence`].
-pub(crate) const PIECE: u64 = 1 << 20;
-/// Pieces that each thread of a [`Sequence`] reads ahead.
-const AHEAD: usize = 4;
+pub(crate) const REGION_SIZE: u64 = BLOCK * REGION_BLOCKS as u64;
 
 /// Reads one image. Cheap to clone; any number of threads may use it.
 #[derive(Debug, Clone)]
@@ -67,20 +61,6 @@ impl ImageReader {
         DataExtents { reader: self.clone(), leaf, found: Vec::new().into_iter(), open: None }
     }
 
-    /// Reads all data in order, ahead of the caller and with several threads.
-    pub fn sequence(&self, threads: usize) -> Sequence {
-        Sequence::start(self, threads.max(1), |reader| reader.pieces())
-    }
-
-    /// Reads some ranges, of at most 1 MiB each, in the same way.
-    pub(crate) fn sequence_of(&self, extents: Vec<Extent>, threads: usize) -> Sequence {
-        let extents: Arc<[Extent]> = extents.into();
-        Sequence::start(self, threads.max(1), move |_| {
-            let extents = Arc::clone(&extents);
-            (0..extents.len()).map(move |number| Ok(extents[number]))
-        })
-    }
-
     /// Fills a buffer of zeroes.
     fn read(&self, offset: u64, buf: &mut [u8]) -> Result<(), Error> {
         let len = u64::try_from(buf.len()).expect("a usize fits in 64 bits");
@@ -108,14 +88,16 @@ impl ImageReader {
         let region = usize::try_from(offset % LEAF_SIZE / REGION_SIZE).expect("it is below 256");
         let start = usize::try_from(offset % REGION_SIZE).expect("it is below 64 KiB");
         for part in &leaf.regions[region].parts {
-            if !touches(part, start, piece.len()) {
+            if served(part, start, piece.len()).next().is_none() {
                 continue;
             }
             let bytes = match last {
                 Some((pointer, bytes)) if *pointer == part.frame => Arc::clone(bytes),
                 _ => self.map.vault.frame(&part.frame)?,
             };
-            copy_part(part, &bytes, start, piece);
+            for Served { from, to, len } in served(part, start, piece.len()) {
+                piece[to..to + len].copy_from_slice(&bytes[from..from + len]);
+            }
             *last = Some((part.frame, bytes));
         }
         Ok(())
@@ -137,23 +119,28 @@ impl ImageReader {
     }
 }
 
-/// Whether a part serves any byte of `start..start + len` of its region.
-fn touches(part: &Part, start: usize, len: usize) -> bool {
-    let (first, last) = (start / BLOCK_SIZE, (start + len - 1) / BLOCK_SIZE);
-    (first..=last).any(|block| part.used & (1 << block) != 0)
+/// Bytes of one block that a part serves.
+pub(crate) struct Served {
+    /// Where they are in the frame.
+    pub from: usize,
+    /// Where they are in the range that was asked for.
+    pub to: usize,
+    pub len: usize,
 }
 
-/// Copies what a part serves of `start..` of its region into `piece`.
-fn copy_part(part: &Part, frame: &[u8], start: usize, piece: &mut [u8]) {
-    let end = start + piece.len();
-    for block in start / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE) {
-        if part.used & (1 << block) == 0 {
-            continue;
+/// Returns what a part serves of `start..start + len` of its region.
+pub(crate) fn served(part: &Part, start: usize, len: usize) -> impl Iterator<Item = Served> {
+    let end = start + len;
+    let blocks =
+        (start / BLOCK_SIZE..end.div_ceil(BLOCK_SIZE)).filter(|b| part.used & (1 << b) != 0);
+    blocks.map(move |block| {
+        let first = start.max(block * BLOCK_SIZE);
+        Served {
+            from: part.slot(block) * BLOCK_SIZE + first % BLOCK_SIZE,
+            to: first - start,
+            len: end.min((block + 1) * BLOCK_SIZE) - first,
         }
-        let (from, to) = (start.max(block * BLOCK_SIZE), end.min((block + 1) * BLOCK_SIZE));
-        let source = part.slot(block) * BLOCK_SIZE + from % BLOCK_SIZE;
-        piece[from - start..to - start].copy_from_slice(&frame[source..source + (to - from)]);
-    }
+    })
 }
 
 /// Adds the runs of blocks that a mask has, joined with what comes before.
@@ -233,92 +220,5 @@ impl Iterator for DataExtents {
                 (None, _) => return self.open.take().map(Ok),
             }
         }
-    }
-}
-
-/// All data of an image in order: offset and bytes, at most 1 MiB each, with
-/// holes left out. Ends after the first error.
-#[derive(Debug)]
-pub struct Sequence {
-    /// One queue a thread; piece n comes from queue n modulo their number.
-    queues: Vec<Receiver<Result<Piece, Error>>>,
-    next: usize,
-}
-
-/// Bytes of an image and their offset.
-pub type Piece = (u64, Vec<u8>);
-
-impl Sequence {
-    /// Each thread reads its share of the pieces.
-    fn start<P, I>(reader: &ImageReader, threads: usize, pieces: P) -> Self
-    where
-        P: Fn(&ImageReader) -> I + Clone + Send + 'static,
-        I: Iterator<Item = Result<Extent, Error>>,
-    {
-        let queues = (0..threads)
-            .map(|number| {
-                let (sender, receiver) = crossbeam_channel::bounded(AHEAD);
-                let (reader, pieces) = (reader.clone(), pieces.clone());
-                let spawned = thread::Builder::new().name("repo-read".to_owned()).spawn({
-                    let sender = sender.clone();
-                    move || {
-                        for piece in pieces(&reader).skip(number).step_by(threads) {
-                            let piece = piece.and_then(|extent| reader.read_piece(extent));
-                            let failed = piece.is_err();
-                            if sender.send(piece).is_err() || failed {
-                                return;
-                            }
-                        }
-                    }
-                });
-                if let Err(error) = spawned {
-                    let name = std::path::Path::new("repo-read");
-                    // The queue is empty and has room for more than one.
-                    let _ = sender.send(Err(Error::io("start a thread for", name, error)));
-                }
-                receiver
-            })
-            .collect();
-        Self { queues, next: 0 }
-    }
-}
-
-impl Iterator for Sequence {
-    type Item = Result<Piece, Error>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let queue = self.queues.get(self.next)?;
-        let item = queue.recv().ok();
-        self.next = (self.next + 1) % self.queues.len();
-        if !matches!(item, Some(Ok(_))) {
-            self.queues.clear();
-        }
-        item
-    }
-}
-
-impl ImageReader {
-    /// Returns the data of the image in pieces that do not cross a multiple
-    /// of [`PIECE`].
-    fn pieces(&self) -> impl Iterator<Item = Result<Extent, Error>> + use<> {
-        self.data_extents().flat_map(|extent| {
-            let mut rest = extent.as_ref().ok().copied();
-            let mut error = extent.err();
-            std::iter::from_fn(move || {
-                if let Some(error) = error.take() {
-                    return Some(Err(error));
-                }
-                let Extent { offset, len } = rest?;
-                let taken = len.min(PIECE - offset % PIECE);
-                rest = (taken < len).then_some(Extent { offset: offset + taken, len: len - taken });
-                Some(Ok(Extent { offset, len: taken }))
-            })
-        })
-    }
-
-    fn read_piece(&self, extent: Extent) -> Result<Piece, Error> {
-        let mut bytes = vec![0; usize::try_from(extent.len).expect("a piece is at most 1 MiB")];
-        self.read(extent.offset, &mut bytes)?;
-        Ok((extent.offset, bytes))
     }
 }

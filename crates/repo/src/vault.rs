@@ -156,16 +156,35 @@ impl Vault {
 
     /// Like `frame`, without keeping the frame: for reading in sequence.
     pub(crate) fn read_frame(&self, pointer: &FramePointer) -> Result<Vec<u8>, Error> {
-        let blocks = usize::from(pointer.blocks);
-        self.proved(&pointer.place, FrameKind::Blocks, |raw| {
-            if raw.len() != blocks * BLOCK_SIZE {
+        self.proved(&pointer.place, FrameKind::Blocks, |raw| self.prove_blocks(pointer, raw))
+    }
+
+    /// Does so to where the blocks are wanted, which has just enough room. What is there
+    /// after a failure is not to be used.
+    pub(crate) fn read_frame_to(
+        &self,
+        pointer: &FramePointer,
+        room: &mut [u8],
+    ) -> Result<(), Error> {
+        let Place { segment, number, .. } = pointer.place;
+        self.of_stored(&pointer.place, |stored| {
+            let (header, packed) = self.open_frame(segment, stored, number, FrameKind::Blocks)?;
+            if usize::try_from(header.raw) != Ok(room.len()) {
                 return Err(Malformed("a frame has the wrong number of blocks"));
             }
-            if self.keys.frame_id(&self.keys.ids_of(raw)) != pointer.id {
-                return Err(Malformed("the content of a frame is not what was written"));
-            }
-            Ok(())
+            frame::decode_to(header.codec, packed, room)?;
+            self.prove_blocks(pointer, room)
         })
+    }
+
+    fn prove_blocks(&self, pointer: &FramePointer, raw: &[u8]) -> Result<(), Malformed> {
+        if raw.len() != usize::from(pointer.blocks) * BLOCK_SIZE {
+            return Err(Malformed("a frame has the wrong number of blocks"));
+        }
+        if self.keys.frame_id(&self.keys.ids_of(raw)) != pointer.id {
+            return Err(Malformed("the content of a frame is not what was written"));
+        }
+        Ok(())
     }
 
     /// Returns the verified bytes of a node or blob chunk.
@@ -203,9 +222,9 @@ impl Vault {
     fn of_stored<T>(
         &self,
         place: &Place,
-        work: impl Fn(&mut [u8]) -> Result<T, Malformed>,
+        mut work: impl FnMut(&mut [u8]) -> Result<T, Malformed>,
     ) -> Result<T, Error> {
-        let once = || Ok(work(&mut self.stored(place)?));
+        let mut once = || Ok(work(&mut self.stored(place)?));
         let done = match once()? {
             // What is kept on this machine may be what is wrong.
             Err(_) if self.forget(place.segment, index(place.offset), index(place.len)) => once()?,
