@@ -84,20 +84,24 @@ pub(crate) struct Globals {
     pub(crate) wait: u64,
 }
 
-/// Reads an amount of bytes: a number, and K, M, G or T for powers of 1024.
+/// Reads an amount of bytes: a number, and K, M, G or T for powers of 1024, also as they
+/// are printed, as KiB, MiB, GiB or TiB.
 pub(crate) fn size(text: &str) -> Result<ByteCount, String> {
-    let digits = text.trim_end_matches(['K', 'M', 'G', 'T']);
-    let unit = match &text[digits.len()..] {
-        "" => 1,
-        "K" => 1 << 10,
-        "M" => 1 << 20,
-        "G" => 1 << 30,
-        "T" => 1 << 40,
-        _ => return Err("one of K, M, G or T may follow the number".to_owned()),
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let unit = match unit.trim_start() {
+        "" | "B" => Some(1),
+        "K" | "KiB" => Some(1 << 10),
+        "M" | "MiB" => Some(1 << 20),
+        "G" | "GiB" => Some(1 << 30),
+        "T" | "TiB" => Some(1 << 40),
+        _ => None,
     };
-    let number = digits.parse::<u64>().map_err(|error| error.to_string())?;
-    let size = number.checked_mul(unit).ok_or("it is too big")?;
-    Ok(ByteCount(size))
+    let Some(unit) = unit.filter(|_| !digits.is_empty()) else {
+        return Err("a size is a whole number, and K, M, G or T may follow: 50G".to_owned());
+    };
+    let size = digits.parse().ok().and_then(|number: u64| number.checked_mul(unit));
+    size.map(ByteCount).ok_or_else(|| "it is too big".to_owned())
 }
 
 /// When to use colours.
@@ -464,5 +468,19 @@ mod tests {
     #[test]
     fn the_arguments_are_consistent() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_read_as_they_are_printed() {
+        let cases =
+            [("0", 0), ("7B", 7), ("512M", 512 << 20), ("1 GiB", 1 << 30), ("3TiB", 3 << 40)];
+        for (text, bytes) in cases {
+            assert_eq!(size(text), Ok(ByteCount(bytes)), "{text}");
+        }
+        for text in
+            ["", "G", "1.5G", "-1", "1GB", "1 g", "none", "99999999999999999999", "16777216T"]
+        {
+            assert!(size(text).is_err(), "{text}");
+        }
     }
 }
