@@ -86,6 +86,11 @@ impl Subject {
         capture(command.env("TINTYPE_HOME", self.home()).args(arguments))
     }
 
+    /// Returns the id of its QEMU, as long as nothing has put another in its place.
+    pub(super) fn process_id(&self) -> u32 {
+        self.guest.process_id()
+    }
+
     /// Returns its folder, with tintype's home in it.
     pub(super) fn folder(&self) -> &Path {
         self.guest.files().folder()

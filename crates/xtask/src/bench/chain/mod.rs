@@ -2,6 +2,7 @@
 //! qcow2 overlays and by qcow2's internal snapshots; the same steps for each, one after
 //! the other.
 
+mod confined;
 mod io;
 mod own;
 mod qcow2;
@@ -30,6 +31,9 @@ struct Figures {
     /// The guest's disk, written and read in blocks of 4 KiB past its cache.
     write: Option<Speed>,
     read: Option<Speed>,
+    /// The same, written and read, against what it is in the same QEMU while that does not
+    /// record what is written.
+    recording: Option<[f64; 2]>,
     take: f64,
     /// Deletes one in the middle.
     delete: Option<f64>,
@@ -55,7 +59,9 @@ pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
         "medians of {ROUNDS}; emulated guest; ms, and MB/s of blocks of 4 KiB past the guest's cache, \
          in turns with a guest without snapshots (ratio: of tintype's guest to what it was between \
          the same two QEMUs before the first snapshot, of the others' between two that have just \
-         been started, which differ by a tenth without any); - is nothing alike, or a QEMU that ended"
+         been started, which differ by a tenth without any; recording: of tintype's guest, written \
+         and read, to the same QEMU while it does not record what is written); - is nothing alike, \
+         or a QEMU that ended"
     );
     show("tintype", &own::measure(&counts)?);
     show("qcow2 overlays, by qemu-img", &qcow2::overlays(&counts)?);
@@ -66,21 +72,34 @@ pub(super) fn run(arguments: &[String]) -> Result<(), Failure> {
 fn show(what: &str, all: &[Figures]) {
     println!("\n{what}");
     println!(
-        "{:>9} {:>9} {:>6} {:>9} {:>6} {:>9} {:>9} {:>9} {:>9} {:>9}",
-        "snapshots", "write", "ratio", "read", "ratio", "take", "delete", "revert", "log", "du"
+        "{:>9} {:>9} {:>6} {:>9} {:>6} {:>13} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "snapshots",
+        "write",
+        "ratio",
+        "read",
+        "ratio",
+        "recording",
+        "take",
+        "delete",
+        "revert",
+        "log",
+        "du"
     );
     let or_none = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.1}"));
     let megabytes = |speed: Option<Speed>| or_none(speed.map(|speed| speed.megabytes));
     let ratio =
         |speed: Option<Speed>| speed.map_or_else(|| "-".to_owned(), |s| format!("{:.2}", s.ratio));
+    let both =
+        |r: Option<[f64; 2]>| r.map_or_else(|| "-".to_owned(), |[w, r]| format!("{w:.3}, {r:.3}"));
     for figures in all {
         println!(
-            "{:>9} {:>9} {:>6} {:>9} {:>6} {:>9.1} {:>9} {:>9} {:>9.1} {:>9}",
+            "{:>9} {:>9} {:>6} {:>9} {:>6} {:>13} {:>9.1} {:>9} {:>9} {:>9.1} {:>9}",
             figures.snapshots,
             megabytes(figures.write),
             ratio(figures.write),
             megabytes(figures.read),
             ratio(figures.read),
+            both(figures.recording),
             figures.take,
             or_none(figures.delete),
             or_none(figures.revert),

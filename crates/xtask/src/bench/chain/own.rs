@@ -73,6 +73,8 @@ impl Life {
     fn at(&mut self, count: usize) -> Result<Figures, Failure> {
         let [write, read] = self.speeds()?.map(Some);
         let subject = &mut self.subject;
+        let recording =
+            if count > 0 { Some(io::recording(subject, TURNS)?.map(|s| s.ratio)) } else { None };
         let mut takes = Vec::new();
         for round in 0..ROUNDS {
             change(subject, count + round)?;
@@ -83,7 +85,7 @@ impl Life {
         let du = Some(rounds(|_| subject.tintype(&["du", "bench"]).map(drop))?);
         let delete = if count >= SOME { Some(deletions(subject, count / 2)?) } else { None };
         let (take, revert) = (median(&takes), None);
-        Ok(Figures { snapshots: count, write, read, take, delete, revert, log, du })
+        Ok(Figures { snapshots: count, write, read, recording, take, delete, revert, log, du })
     }
 
     /// Returns the speeds of the disk, and how they compare with those before.

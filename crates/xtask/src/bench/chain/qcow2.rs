@@ -68,7 +68,18 @@ fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures
         back.args(["rebase", "-q", "-u", "-f", "qcow2", "-F", "qcow2", "-b"]);
         run(back.arg(place(middle)).arg(place(middle + 1)))?;
     }
-    Ok(Figures { snapshots: count, write, read, take, delete, revert: Some(revert), log, du: None })
+    let revert = Some(revert);
+    Ok(Figures {
+        snapshots: count,
+        write,
+        read,
+        recording: None,
+        take,
+        delete,
+        revert,
+        log,
+        du: None,
+    })
 }
 
 /// Measures internal snapshots.
@@ -106,6 +117,7 @@ pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
             snapshots: count,
             write,
             read,
+            recording: None,
             take,
             delete,
             revert,
@@ -144,7 +156,7 @@ fn write(path: &Path, number: usize, overlay: bool) -> Result<(), Failure> {
 }
 
 /// Boots a guest with the image as its second disk. `None` if its QEMU does not live
-/// through it: QEMU 10.0 overflows the stack of a coroutine on a thousand overlays.
+/// through it: QEMU 10.0 can overflow the stack of a coroutine on a thousand overlays.
 fn speeds(path: &Path) -> Result<[Option<Speed>; 2], Failure> {
     let image =
         Disk { format: Format::Qcow2, content: Content::Existing { path: path.to_owned() } };
