@@ -10,9 +10,6 @@ use tintype_vm::{Cancel, Guest};
 use crate::details::Snapshot;
 use crate::error::{Error, Result};
 
-/// Threads that read and decompress ahead.
-const THREADS: usize = 2;
-
 /// How much is sent at once.
 const SEND_SIZE: usize = 1 << 20;
 
@@ -93,7 +90,7 @@ fn send(
     writer.start(&mut out);
     for (block, pages, reader) in readers {
         let mut next = 0;
-        for piece in reader.sequence(THREADS) {
+        for piece in reader.sequence() {
             let (offset, bytes) =
                 piece.map_err(Error::step("cannot read the memory of the snapshot"))?;
             let first = BlockIndex::containing(offset).0;

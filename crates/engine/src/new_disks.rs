@@ -10,9 +10,6 @@ use crate::disks::DiskHost;
 use crate::error::{Error, Result};
 use crate::observer::{Observer, Progress};
 
-/// Threads that read and decompress ahead.
-const THREADS: usize = 2;
-
 /// Writes in flight.
 const WINDOW: usize = 8;
 
@@ -83,7 +80,7 @@ fn fill_one(
     let total = Some(ByteCount(disk.root.size().get()));
     let mut unreadable = None;
     let pushed = host.image(number).push(WINDOW, |writes| {
-        for piece in reader.sequence(THREADS) {
+        for piece in reader.sequence() {
             let (offset, bytes) = match piece {
                 Ok(piece) => piece,
                 Err(error) => {

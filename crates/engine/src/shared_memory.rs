@@ -16,9 +16,6 @@ use crate::Engine;
 use crate::details::{MemoryBlock, Snapshot};
 use crate::error::{Error, Result};
 
-/// Threads that read and decompress ahead.
-const THREADS: usize = 2;
-
 /// A file with the main memory of a snapshot.
 pub(crate) struct SharedMemory {
     /// QEMU's name for the block.
@@ -59,7 +56,7 @@ impl Engine {
         let file = File::create_new(&path).map_err(Error::io("make", &path))?;
         let size = ByteCount(root.size().get());
         file.set_len(size.get()).map_err(Error::io("write", &path))?;
-        for piece in reader.sequence(THREADS) {
+        for piece in reader.sequence() {
             let (offset, bytes) = piece.map_err(Error::step(cannot()))?;
             file.write_all_at(&bytes, offset).map_err(Error::io("write", &path))?;
         }

@@ -17,8 +17,6 @@ use crate::{Error, diff};
 
 /// Pieces that are read ahead in one go.
 const BATCH: usize = 1024;
-/// Threads that read.
-const THREADS: usize = 2;
 
 /// A range of an image that is to be carried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,7 +180,7 @@ fn write(
     supervisor: &dyn Supervisor,
 ) -> Result<(), CopyError> {
     let data = batch.iter().filter(|piece| piece.to_read() > 0).map(|piece| piece.extent());
-    let mut read = reader.sequence_of(data.collect(), THREADS);
+    let mut read = reader.sequence_of(data.collect());
     for piece in batch {
         supervisor.check().map_err(Source)?;
         match piece {

@@ -442,7 +442,7 @@ fn read_image(repository: &Repository, root: &ImageRoot) -> Result<(), Error> {
     reader.read_at(0, &mut bytes)?;
     reader.read_at(reader.size().get() - len, &mut bytes)?;
     reader.data_extents().take(10_000).try_for_each(|extent| extent.map(drop))?;
-    reader.sequence(2).take(50).try_for_each(|piece| piece.map(drop))?;
+    reader.sequence().take(50).try_for_each(|piece| piece.map(drop))?;
     if reader.size().get() < 1 << 40 {
         let zero = ImageRoot::zero(reader.size());
         repository.diff(root, &zero)?;

@@ -6,10 +6,13 @@ use std::thread;
 
 /// Threads that read at the same time on however few cores: a store may be far away.
 const LEAST_READERS: usize = 4;
+/// On however many cores: each holds a segment of 16 MiB at most.
+const MOST_READERS: usize = 16;
 
-/// Returns how many threads read at the same time, a segment of 16 MiB each at most.
+/// Returns how many threads read at the same time.
 pub(crate) fn readers() -> usize {
-    thread::available_parallelism().map_or(LEAST_READERS, NonZero::get).max(LEAST_READERS)
+    let cores = thread::available_parallelism().map_or(LEAST_READERS, NonZero::get);
+    cores.clamp(LEAST_READERS, MOST_READERS)
 }
 
 /// Does the same for each; returns the results in the order of the items.

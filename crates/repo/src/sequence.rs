@@ -18,6 +18,7 @@ use tintype_types::{BLOCK_SIZE, Extent};
 use crate::Error;
 use crate::node::Part;
 use crate::pages::WINDOW_SIZE;
+use crate::parallel;
 use crate::pointer::FramePointer;
 use crate::reader::{ImageReader, REGION_SIZE, Served, served};
 use crate::tree::LEAF_SIZE;
@@ -47,14 +48,14 @@ pub type Piece = (u64, Bytes);
 
 impl ImageReader {
     /// Reads all data in order, ahead of the caller and with several threads.
-    pub fn sequence(&self, threads: usize) -> Sequence {
-        Sequence::start(self, threads.max(1), extents)
+    pub fn sequence(&self) -> Sequence {
+        Sequence::start(self, parallel::readers(), extents)
     }
 
     /// Reads some ranges, of at most 1 MiB each, in the same way.
-    pub(crate) fn sequence_of(&self, extents: Vec<Extent>, threads: usize) -> Sequence {
+    pub(crate) fn sequence_of(&self, extents: Vec<Extent>) -> Sequence {
         let extents: Arc<[Extent]> = extents.into();
-        Sequence::start(self, threads.max(1), move |_| {
+        Sequence::start(self, parallel::readers(), move |_| {
             let extents = Arc::clone(&extents);
             (0..extents.len()).map(move |number| Ok(extents[number]))
         })
@@ -331,14 +332,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let repository = Repository::init(folder.path(), InitParams::default()).unwrap();
         let session = repository.begin(SessionParams::default()).unwrap();
-        let size = ByteCount(16 * WINDOW_SIZE - 1000);
+        let size = ByteCount(64 * WINDOW_SIZE - 1000);
         let params = ImageParams { size, parent: None, unwritten: Unwritten::Zero };
         let mut writer = session.image(params).unwrap();
-        // Every other window is full, the others have two blocks, one of them at the end.
+        // Some windows are full, the others have two blocks, one of them at the end. Of
+        // those that one thread reads, however many there are, some are of each kind.
         let mut content = vec![0; to_usize(size.get())];
         for (number, window) in content.chunks_mut(WINDOW).enumerate() {
-            let (seed, last) = (blake3::hash(&[number.try_into().unwrap()]), window.len() - 10);
-            match number % 2 {
+            let (seed, last) = (blake3::hash(&number.to_le_bytes()), window.len() - 10);
+            match number.count_ones() % 2 {
                 0 => blake3::Hasher::new_keyed(seed.as_bytes()).finalize_xof().fill(window),
                 _ => [70_000, last].iter().for_each(|at| window[*at] = 7),
             }
@@ -348,7 +350,7 @@ mod tests {
 
         let whole = Extent { offset: 0, len: size.get() };
         let mut checked = 0;
-        for piece in reader.sequence_of(split(whole, PIECE).collect(), 1) {
+        for piece in reader.sequence_of(split(whole, PIECE).collect()) {
             let (offset, bytes) = piece.unwrap();
             let offset = to_usize(offset);
             assert!(bytes == content[offset..offset + bytes.len()], "the piece at {offset}");

@@ -19,8 +19,6 @@ use crate::observer::Progress;
 
 /// The unit of an archive.
 const BLOCK: u64 = 512;
-/// Threads that read ahead.
-const THREADS: usize = 2;
 /// What is written between two pieces of data.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 /// The largest size of twelve bytes of octal digits.
@@ -119,7 +117,7 @@ impl Archive<'_> {
         let size = member.root.size().get();
         stream.write_all(&self.header(&member.name, size))?;
         let mut at = 0;
-        for piece in self.repository.open_image(member.root)?.sequence(THREADS) {
+        for piece in self.repository.open_image(member.root)?.sequence() {
             let (offset, bytes) = piece?;
             self.zeros(stream, offset - at)?;
             stream.write_all(&bytes)?;

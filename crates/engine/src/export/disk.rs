@@ -23,8 +23,6 @@ use crate::vms::find_program;
 
 /// How much is read at once.
 const PIECE: u64 = 1 << 20;
-/// Threads that read ahead.
-const THREADS: usize = 2;
 /// Writes in flight.
 const WINDOW: usize = 8;
 
@@ -40,7 +38,7 @@ impl DiskExport<'_> {
     pub(super) fn raw(&self, root: &ImageRoot, file: &File) -> Result<()> {
         let write = || -> Result<(), SinkError> {
             file.set_len(root.size().get())?;
-            for piece in self.reader(root)?.sequence(THREADS) {
+            for piece in self.reader(root)?.sequence() {
                 let (offset, bytes) = piece?;
                 self.tell(offset, root.size())?;
                 let whole = Extent { offset, len: bytes.len() as u64 };
@@ -60,7 +58,7 @@ impl DiskExport<'_> {
         let size = root.size();
         let create = self.create(path, size, None);
         self.fill(create, vec![layer(path)], |writes| {
-            for piece in self.reader(root)?.sequence(THREADS) {
+            for piece in self.reader(root)?.sequence() {
                 let (offset, bytes) = piece?;
                 self.tell(offset, size)?;
                 writes.write_at(offset, &bytes)?;

@@ -21,8 +21,6 @@ use crate::disks::runs;
 use crate::error::{Error, Result};
 use crate::observer::Progress;
 
-/// Threads that read ahead.
-const THREADS: usize = 2;
 const HEADER: u64 = 64;
 const SEGMENT: u64 = 56;
 const PAGE: u64 = 4096;
@@ -69,7 +67,7 @@ impl Core<'_> {
             file.write_all_at(&head(&parts, notes.len() as u64, start), 0)?;
             let notes_at = HEADER + SEGMENT * (parts.len() as u64 + 1);
             file.write_all_at(&notes, notes_at)?;
-            for piece in self.repository.open_image(root)?.sequence(THREADS) {
+            for piece in self.repository.open_image(root)?.sequence() {
                 let (offset, bytes) = piece?;
                 self.engine.config.cancel.check()?;
                 let (done, total) = (ByteCount(offset), Some(root.size()));

@@ -2,7 +2,6 @@
 
 use std::hint::black_box;
 use std::path::Path;
-use std::thread::available_parallelism;
 use std::time::Instant;
 
 use tintype_repo::{
@@ -102,7 +101,7 @@ fn root<'a>(record: &'a SnapshotRecord, name: &str) -> Option<&'a ImageRoot> {
 fn restore(repository: &Repository, record: &SnapshotRecord) -> Outcome<(u64, ())> {
     let mut bytes = 0;
     for image in &record.images {
-        for piece in repository.open_image(&image.root)?.sequence(available_parallelism()?.get()) {
+        for piece in repository.open_image(&image.root)?.sequence() {
             bytes += u64::try_from(black_box(piece?.1).len())?;
         }
     }

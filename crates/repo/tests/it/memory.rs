@@ -53,7 +53,7 @@ impl Sparse {
     fn check(&self, repository: &Repository, root: &ImageRoot, generation: u64) {
         let contents = [0, generation].map(|generation| self.data(generation));
         let mut next = 0;
-        for piece in repository.open_image(root).unwrap().sequence(2) {
+        for piece in repository.open_image(root).unwrap().sequence() {
             let (offset, bytes) = piece.unwrap();
             let number = offset / self.step;
             assert_eq!(offset, next, "{}", self.name);

@@ -38,7 +38,7 @@ fn held(repository: &Repository, record: &SnapshotRecord) -> Held {
     let images = record.images.iter().map(|image| {
         let reader = repository.open_image(&image.root).unwrap();
         let mut blocks = Blocks::new();
-        for piece in reader.sequence(1) {
+        for piece in reader.sequence() {
             let (offset, bytes) = piece.unwrap();
             for (number, block) in (0..).zip(bytes.chunks(BLOCK)) {
                 if block.iter().any(|byte| *byte != 0) {

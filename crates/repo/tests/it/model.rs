@@ -82,7 +82,7 @@ fn check_reads(repository: &Repository, root: &tintype_repo::ImageRoot, model: &
     assert!(read_all(repository, root) == model, "read_at");
     let reader = repository.open_image(root).unwrap();
     let mut sequential = vec![0; model.len()];
-    for piece in reader.sequence(2) {
+    for piece in reader.sequence() {
         let (offset, bytes) = piece.unwrap();
         let offset = offset as usize;
         sequential[offset..offset + bytes.len()].copy_from_slice(&bytes);

@@ -77,7 +77,7 @@ fn check(repository: &Repository, (model, root): &(Model, ImageRoot)) {
     let reader = repository.open_image(root).unwrap();
     let found = blocks_of(reader.data_extents().map(Result::unwrap));
     assert_eq!(found, model.keys().copied().collect::<Vec<_>>());
-    for piece in reader.sequence(2) {
+    for piece in reader.sequence() {
         let (offset, bytes) = piece.unwrap();
         for (block, bytes) in (offset / BLOCK as u64..).zip(bytes.chunks(BLOCK)) {
             assert!(bytes.iter().all(|byte| *byte == model[&block]), "block {block}");
