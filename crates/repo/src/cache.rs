@@ -8,6 +8,9 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, PoisonError};
 
+/// The map's own cost of a value, so that tiny values cannot grow without bound.
+const OWN_WEIGHT: usize = 64;
+
 /// A cache of at most about `budget` bytes.
 #[derive(Debug)]
 pub(crate) struct Cache<K, V> {
@@ -41,6 +44,17 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
         Some(value)
     }
 
+    /// Forgets a value; whether it was there.
+    pub(crate) fn remove(&self, key: &K) -> bool {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = generations.young.remove(key);
+        if let Some((_, weight)) = &young {
+            // As much as `insert` has counted.
+            generations.young_weight -= weight + OWN_WEIGHT;
+        }
+        generations.old.remove(key).is_some() || young.is_some()
+    }
+
     /// Keeps a value of about `weight` bytes.
     pub(crate) fn insert(&self, key: K, value: Arc<V>, weight: usize) {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
@@ -50,14 +64,12 @@ impl<K: Copy + Eq + Hash, V> Cache<K, V> {
 
 impl<K: Copy + Eq + Hash, V> Generations<K, V> {
     fn insert(&mut self, key: K, value: Arc<V>, weight: usize, budget: usize) {
-        // The map's own cost, so that tiny values cannot grow without bound.
-        let weight = weight + 64;
-        if self.young_weight + weight > budget / 2 {
+        if self.young_weight + weight + OWN_WEIGHT > budget / 2 {
             self.old = std::mem::take(&mut self.young);
             self.young_weight = 0;
         }
-        self.young_weight += weight;
-        self.young.insert(key, (value, weight - 64));
+        self.young_weight += weight + OWN_WEIGHT;
+        self.young.insert(key, (value, weight));
     }
 }
 

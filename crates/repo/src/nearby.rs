@@ -11,6 +11,9 @@
 //! crash or belongs elsewhere is none. It says only that the bytes are what came
 //! from the store; whether they are right, the reader of a frame finds out.
 //! Nothing here fails: what cannot be kept is asked for again.
+//!
+//! The parts that were used last are in memory, too: a part has tens of frames, and its
+//! check takes longer than reading one of them.
 
 use std::collections::HashMap;
 use std::fs;
@@ -18,10 +21,11 @@ use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use crate::Error;
+use crate::cache::Cache;
 use crate::segment::SEGMENT_SIZE;
 use crate::store::Store;
 
@@ -32,6 +36,11 @@ const LANES: usize = 64;
 /// The folder is looked through each time that it may have grown by so much.
 const GROWTH: u64 = 64 << 20;
 const CHECK: usize = 32;
+/// Bytes of parts in memory.
+const IN_MEMORY: usize = 32 << 20;
+
+/// Stands for a part in memory.
+type PartId = [u8; 32];
 
 /// Where parts of segments are kept, and how many.
 #[derive(Debug, Clone)]
@@ -50,6 +59,10 @@ pub(crate) struct Nearby {
     sizes: Mutex<HashMap<String, u64>>,
     /// Who fetches a part holds its lane: others wait for it, and find it here.
     lanes: [Mutex<()>; LANES],
+    in_memory: Cache<PartId, Vec<u8>>,
+    /// How often something was forgotten: what was read before that does not go into
+    /// memory after it. Locked until it is gone from there and from the folder.
+    forgotten: Mutex<u64>,
     grown: AtomicU64,
 }
 
@@ -59,6 +72,8 @@ impl Nearby {
             params,
             sizes: Mutex::default(),
             lanes: [const { Mutex::new(()) }; LANES],
+            in_memory: Cache::new(IN_MEMORY),
+            forgotten: Mutex::default(),
             grown: AtomicU64::new(GROWTH),
         }
     }
@@ -113,25 +128,53 @@ impl Nearby {
     /// Forgets what a range was read from; whether anything of it was here.
     pub(crate) fn forget(&self, key: &str, offset: usize, len: usize) -> bool {
         self.sizes.lock().unwrap_or_else(PoisonError::into_inner).remove(key);
+        let mut forgotten = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        *forgotten += 1;
         let parts = offset / PART..(offset + len).div_ceil(PART);
-        let gone = parts.filter(|part| fs::remove_file(self.file(key, *part)).is_ok());
+        let gone = parts.filter(|part| {
+            let file = self.file(key, *part);
+            let in_memory = self.in_memory.remove(&part_id(&file));
+            fs::remove_file(file).is_ok() || in_memory
+        });
         gone.count() > 0
     }
 
-    fn part(&self, store: &dyn Store, key: &str, number: usize) -> Result<Vec<u8>, Error> {
+    fn part(&self, store: &dyn Store, key: &str, number: usize) -> Result<Arc<Vec<u8>>, Error> {
         let file = self.file(key, number);
-        if let Some(bytes) = read(&file) {
+        let id = part_id(&file);
+        if let Some(part) = self.in_memory.get(&id) {
+            return Ok(part);
+        }
+        let forgotten = || self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = *forgotten();
+        let part = Arc::new(self.kept_or_fetched(store, key, number, &file)?);
+        let now = forgotten();
+        if *now == before {
+            self.in_memory.insert(id, Arc::clone(&part), part.len());
+        }
+        Ok(part)
+    }
+
+    /// Returns a part that is on this machine, or else fetches and keeps it.
+    fn kept_or_fetched(
+        &self,
+        store: &dyn Store,
+        key: &str,
+        number: usize,
+        file: &Path,
+    ) -> Result<Vec<u8>, Error> {
+        if let Some(bytes) = read(file) {
             return Ok(bytes);
         }
-        let _lane = self.lane(&file);
-        if let Some(bytes) = read(&file) {
+        let _lane = self.lane(&part_id(file));
+        if let Some(bytes) = read(file) {
             return Ok(bytes);
         }
         let offset = count(number * PART);
         let left = self.size(store, key)?.saturating_sub(offset);
         let len = usize::try_from(left).unwrap_or(PART).min(PART);
         let bytes = store.get_range(key, offset, len)?;
-        self.keep_part(&file, &bytes);
+        self.keep_part(file, &bytes);
         Ok(bytes)
     }
 
@@ -149,9 +192,8 @@ impl Nearby {
         Ok(size)
     }
 
-    fn lane(&self, file: &Path) -> MutexGuard<'_, ()> {
-        let hash = blake3::hash(file.as_os_str().as_encoded_bytes());
-        let lane = &self.lanes[usize::from(hash.as_bytes()[0]) % LANES];
+    fn lane(&self, id: &PartId) -> MutexGuard<'_, ()> {
+        let lane = &self.lanes[usize::from(id[0]) % LANES];
         lane.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -203,6 +245,10 @@ fn write(file: &Path, bytes: &[u8]) -> std::io::Result<()> {
             fs::rename(&own, file)
         });
     written.inspect_err(|_| drop(fs::remove_file(&own)))
+}
+
+fn part_id(file: &Path) -> PartId {
+    *blake3::hash(file.as_os_str().as_encoded_bytes()).as_bytes()
 }
 
 fn check(file: &Path, bytes: &[u8]) -> [u8; CHECK] {
@@ -304,13 +350,15 @@ mod tests {
 
     #[test]
     fn what_is_torn_swapped_or_gone_is_fetched_again() {
-        let scene = scene(3 * PART, 1 << 30);
-        let file = |number| scene.nearby.file(KEY, number);
+        let mut scene = scene(3 * PART, 1 << 30);
+        let cache = scene.nearby.params.folder.clone();
+        let files = [0, 1].map(|number| scene.nearby.file(KEY, number));
+        let file = |number: usize| &files[number];
         let spoil: [&dyn Fn(); 5] = [
             &|| fs::write(file(0), b"").unwrap(),
             &|| fs::write(file(0), vec![0; 40]).unwrap(),
             &|| assert!(fs::copy(file(1), file(0)).is_ok()),
-            &|| fs::remove_dir_all(scene.folder.path().join("cache")).unwrap(),
+            &|| fs::remove_dir_all(&cache).unwrap(),
             &|| {
                 let mut bytes = fs::read(file(0)).unwrap();
                 bytes[CHECK + 9] ^= 1;
@@ -320,6 +368,9 @@ mod tests {
         for spoil in spoil {
             scene.must_read(0, 3 * PART);
             spoil();
+            // Another process finds it so; this one has it in memory.
+            scene.must_read(3, 4096);
+            scene.nearby = Nearby::new(scene.nearby.params.clone());
             scene.must_read(3, 4096);
         }
         assert!(scene.nearby.forget(KEY, 5, 9));
@@ -409,6 +460,21 @@ mod tests {
                 assert!(far.memory.get(&key, size).unwrap() == good);
             }
         }
+    }
+
+    #[test]
+    fn what_is_wrong_in_memory_is_forgotten_there_too() {
+        let scene = scene(PART, 1 << 30);
+        scene.must_read(0, 4096);
+        let file = scene.nearby.file(KEY, 0);
+        scene.nearby.in_memory.insert(part_id(&file), Arc::new(vec![0; PART]), PART);
+        assert_ne!(
+            scene.nearby.get_range(&scene.store, KEY, 0, 4096).unwrap(),
+            scene.segment[..4096]
+        );
+        fs::remove_file(file).unwrap();
+        assert!(scene.nearby.forget(KEY, 0, 4096));
+        scene.must_read(0, 4096);
     }
 
     #[test]
