@@ -125,6 +125,9 @@ fn disks(qmp: &mut Qmp, directory: &std::path::Path) -> Result<Vec<Disk>> {
         let (Some(medium), Some(device)) = (drive.get("inserted"), device_path(&drive)) else {
             continue;
         };
+        if !is_plugged(qmp, &device)? {
+            continue;
+        }
         let name = unique_name(&drive, &device, text(medium, "node-name")?, &disks);
         let driver = text(medium, "drv")?;
         let format = match driver {
@@ -151,6 +154,16 @@ pub(crate) fn device_path(drive: &Value) -> Option<String> {
     let device = drive["qdev"].as_str()?;
     let is_path = device.starts_with('/');
     Some(if is_path { device.to_owned() } else { format!("/machine/peripheral/{device}") })
+}
+
+/// Whether the guest has the device of a drive. One that was unplugged is listed until
+/// nothing in QEMU uses it any more; then its block node goes, too.
+fn is_plugged(qmp: &mut Qmp, device: &str) -> Result<bool> {
+    match qmp.execute("qom-list", json!({"path": device})) {
+        Ok(_) => Ok(true),
+        Err(Error::Refused { class, .. }) if class == "DeviceNotFound" => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Chooses the name that people would use, and that is the same at the next start.
