@@ -242,34 +242,25 @@ pub(crate) fn decode(codec: Codec, stored: &[u8], raw: u32) -> Result<Vec<u8>, M
     if raw > MAX_RAW {
         return Err(Malformed("a frame is larger than a frame can be"));
     }
-    let bytes = match codec {
-        Codec::Raw => stored.to_vec(),
-        Codec::Zstd => DECOMPRESSOR
-            .with_borrow_mut(|decompressor| decompressor.decompress(stored, raw))
-            .map_err(|_| Malformed("zstd cannot decode it"))?,
-    };
-    if bytes.len() != raw {
-        return Err(Malformed("a frame decodes to the wrong length"));
-    }
+    let mut bytes = vec![0; raw];
+    decode_to(codec, stored, &mut bytes)?;
     Ok(bytes)
 }
 
 /// Decodes the stored bytes of a frame to just as many bytes as there is room for.
 pub(crate) fn decode_to(codec: Codec, stored: &[u8], room: &mut [u8]) -> Result<(), Malformed> {
-    let len = match codec {
-        Codec::Raw if stored.len() == room.len() => {
+    const WRONG: Malformed = Malformed("a frame decodes to the wrong length");
+    match codec {
+        Codec::Raw if stored.len() != room.len() => Err(WRONG),
+        Codec::Raw => {
             room.copy_from_slice(stored);
-            stored.len()
+            Ok(())
         }
-        Codec::Raw => stored.len(),
         Codec::Zstd => DECOMPRESSOR
-            .with_borrow_mut(|decompressor| decompressor.decompress_to_buffer(stored, room))
-            .map_err(|_| Malformed("zstd cannot decode it"))?,
-    };
-    if len != room.len() {
-        return Err(Malformed("a frame decodes to the wrong length"));
+            .with_borrow_mut(|decompressor| decompressor.decompress_to_buffer(stored, &mut *room))
+            .map_err(|_| Malformed("zstd cannot decode it"))
+            .and_then(|len| if len == room.len() { Ok(()) } else { Err(WRONG) }),
     }
-    Ok(())
 }
 
 #[cfg(test)]

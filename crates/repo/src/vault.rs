@@ -156,7 +156,9 @@ impl Vault {
 
     /// Like `frame`, without keeping the frame: for reading in sequence.
     pub(crate) fn read_frame(&self, pointer: &FramePointer) -> Result<Vec<u8>, Error> {
-        self.proved(&pointer.place, FrameKind::Blocks, |raw| self.prove_blocks(pointer, raw))
+        let mut raw = vec![0; usize::from(pointer.blocks) * BLOCK_SIZE];
+        self.read_frame_to(pointer, &mut raw)?;
+        Ok(raw)
     }
 
     /// Does so to where the blocks are wanted, which has just enough room. What is there
@@ -173,40 +175,22 @@ impl Vault {
                 return Err(Malformed("a frame has the wrong number of blocks"));
             }
             frame::decode_to(header.codec, packed, room)?;
-            self.prove_blocks(pointer, room)
-        })
-    }
-
-    fn prove_blocks(&self, pointer: &FramePointer, raw: &[u8]) -> Result<(), Malformed> {
-        if raw.len() != usize::from(pointer.blocks) * BLOCK_SIZE {
-            return Err(Malformed("a frame has the wrong number of blocks"));
-        }
-        if self.keys.frame_id(&self.keys.ids_of(raw)) != pointer.id {
-            return Err(Malformed("the content of a frame is not what was written"));
-        }
-        Ok(())
-    }
-
-    /// Returns the verified bytes of a node or blob chunk.
-    pub(crate) fn bytes(&self, pointer: &NodePointer, kind: FrameKind) -> Result<Vec<u8>, Error> {
-        self.proved(&pointer.place, kind, |raw| {
-            if self.keys.node_id(kind as u8, raw) != pointer.id {
+            if self.keys.frame_id(&self.keys.ids_of(room)) != pointer.id {
                 return Err(Malformed("the content of a frame is not what was written"));
             }
             Ok(())
         })
     }
 
-    /// Returns the decoded bytes of a frame that stand a proof.
-    fn proved(
-        &self,
-        place: &Place,
-        kind: FrameKind,
-        proof: impl Fn(&[u8]) -> Result<(), Malformed>,
-    ) -> Result<Vec<u8>, Error> {
-        self.of_stored(place, |stored| {
-            let raw = self.decode_frame(place.segment, stored, place.number, kind)?;
-            proof(&raw).map(|()| raw)
+    /// Returns the verified bytes of a node or blob chunk.
+    pub(crate) fn bytes(&self, pointer: &NodePointer, kind: FrameKind) -> Result<Vec<u8>, Error> {
+        let Place { segment, number, .. } = pointer.place;
+        self.of_stored(&pointer.place, |stored| {
+            let raw = self.decode_frame(segment, stored, number, kind)?;
+            if self.keys.node_id(kind as u8, &raw) != pointer.id {
+                return Err(Malformed("the content of a frame is not what was written"));
+            }
+            Ok(raw)
         })
     }
 

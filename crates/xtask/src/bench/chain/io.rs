@@ -44,11 +44,11 @@ pub(super) fn recording(subject: &mut Subject, turns: usize) -> Result<[Speed; 2
     let _confined = Confined::to_one_processor(&[subject.process_id()])?;
     let mut recording = Recording::find(subject)?;
     let speeds = in_turns(turns, |side, direction| {
-        recording.turn(matches!(side, Side::Own))?;
+        recording.switch(matches!(side, Side::Own))?;
         megabytes(subject, direction)
     })?;
     // What was written in between has to be recorded: it is the same place each time.
-    recording.turn(true)?;
+    recording.switch(true)?;
     megabytes(subject, WRITING)?;
     Ok(speeds)
 }
@@ -114,7 +114,7 @@ impl Recording {
         }
     }
 
-    fn turn(&mut self, on: bool) -> Result<(), Failure> {
+    fn switch(&mut self, on: bool) -> Result<(), Failure> {
         let verb = if on { "enable" } else { "disable" };
         self.qmp.execute(&format!("block-dirty-bitmap-{verb}"), self.bitmap.clone())?;
         Ok(())

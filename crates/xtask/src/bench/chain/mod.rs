@@ -25,7 +25,7 @@ const FILLED_MIB: u32 = 64;
 
 /// What was measured at one number of snapshots: milliseconds, and megabytes a second.
 /// `None` where a way has nothing like it.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 struct Figures {
     snapshots: usize,
     /// The guest's disk, written and read in blocks of 4 KiB past its cache.

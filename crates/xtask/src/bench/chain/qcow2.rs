@@ -69,17 +69,7 @@ fn overlays_at(place: &dyn Fn(usize) -> PathBuf, count: usize) -> Result<Figures
         run(back.arg(place(middle)).arg(place(middle + 1)))?;
     }
     let revert = Some(revert);
-    Ok(Figures {
-        snapshots: count,
-        write,
-        read,
-        recording: None,
-        take,
-        delete,
-        revert,
-        log,
-        du: None,
-    })
+    Ok(Figures { snapshots: count, write, read, take, delete, revert, log, ..Figures::default() })
 }
 
 /// Measures internal snapshots.
@@ -113,17 +103,8 @@ pub(super) fn internal(counts: &[usize]) -> Result<Vec<Figures>, Failure> {
             snapshot("-d", &format!("m{round}"))?;
         }
         let [write, read] = speeds(&image)?;
-        figures.push(Figures {
-            snapshots: count,
-            write,
-            read,
-            recording: None,
-            take,
-            delete,
-            revert,
-            log,
-            du: None,
-        });
+        let rest = Figures::default();
+        figures.push(Figures { snapshots: count, write, read, take, delete, revert, log, ..rest });
     }
     Ok(figures)
 }
