@@ -92,12 +92,11 @@ fn run(targets: &[String], seconds: u64) -> Result<(), Failure> {
 }
 
 fn compile() -> Result<(), Failure> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = process::cargo();
     command
         .args(["build", "--locked", "--release", "--manifest-path", "fuzz/Cargo.toml"])
         .args(["--target", TARGET, "--target-dir", "target/fuzz"])
-        .env("RUSTFLAGS", FLAGS)
-        .current_dir(workspace_folder());
+        .env("RUSTFLAGS", FLAGS);
     process::run(&mut command)
 }
 

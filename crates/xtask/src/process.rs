@@ -31,6 +31,13 @@ fn finish(command: &mut Command) -> Result<String, Failure> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Returns the cargo that runs this chore, about to work on the whole workspace.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.current_dir(tintype_testkit::workspace_folder());
+    command
+}
+
 /// Says whether a program of this name can be started.
 pub(crate) fn is_installed(program: &str) -> bool {
     let system = ["/usr/local/sbin", "/usr/sbin", "/sbin"].map(Into::into);

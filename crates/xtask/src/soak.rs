@@ -4,7 +4,7 @@
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use crate::failure::Failure;
@@ -208,7 +208,7 @@ impl Soak {
     /// Runs the tests, one after the other, shows what they say, and returns the
     /// summaries.
     fn run(&self, count: u64, seed: u64) -> Result<Vec<String>, Failure> {
-        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut command = process::cargo();
         command
             .args(["test", "--locked", "--package", self.package])
             .args(self.target)
@@ -217,8 +217,7 @@ impl Soak {
             .args(["--nocapture", "--test-threads=1"])
             .env("TINTYPE_SOAK", "1")
             .env("TINTYPE_SOAK_COUNT", count.to_string())
-            .env("TINTYPE_SOAK_SEED", seed.to_string())
-            .current_dir(tintype_testkit::workspace_folder());
+            .env("TINTYPE_SOAK_SEED", seed.to_string());
         let shown = process::describe(&command);
         let started = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child =

@@ -5,10 +5,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tintype_testkit::{Disk, Format, Guest, GuestBuilder, GuestKind, Qmp, workspace_folder};
+use tintype_testkit::{Disk, Format, Guest, GuestBuilder, GuestKind, Qmp};
 
 use crate::failure::Failure;
-use crate::process::{capture, describe, run};
+use crate::process::{capture, cargo, describe, run};
 
 /// How long anything in the guest may take: filling gigabytes under emulation is slow.
 const WITHIN: Duration = Duration::from_secs(600);
@@ -204,19 +204,8 @@ fn stood_still(qmp: &Qmp) -> Result<f64, Failure> {
 /// Builds `tintype` as users have it, which takes minutes the first time.
 pub(super) fn release_build() -> Result<PathBuf, Failure> {
     eprintln!("cargo build --release --package tintype");
-    let mut cargo = Command::new(env!("CARGO"));
-    run(cargo.current_dir(workspace_folder()).args([
-        "build",
-        "--release",
-        "--package",
-        "tintype",
-    ]))?;
-    let metadata = capture(Command::new(env!("CARGO")).current_dir(workspace_folder()).args([
-        "metadata",
-        "--format-version",
-        "1",
-        "--no-deps",
-    ]))?;
+    run(cargo().args(["build", "--locked", "--release", "--package", "tintype"]))?;
+    let metadata = capture(cargo().args(["metadata", "--format-version", "1", "--no-deps"]))?;
     let metadata: Value = serde_json::from_str(&metadata)
         .map_err(|error| Failure::Other(format!("cargo said no JSON: {error}")))?;
     let target = metadata["target_directory"].as_str().unwrap_or("target");

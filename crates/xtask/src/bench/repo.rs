@@ -4,16 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
-use tintype_testkit::workspace_folder;
 
 use super::median;
 use super::peers::{Peer, Tool};
 use crate::failure::Failure;
-use crate::process::capture;
+use crate::process::{capture, cargo};
 use crate::setup::Consent;
 use crate::{guests, setup};
 
@@ -57,11 +55,11 @@ fn repository(states: &Path, work: &Path, rounds: u32) -> Result<Figures, Failur
     let now = SystemTime::now().duration_since(UNIX_EPOCH);
     let seed = now.map_or(0, |since| since.as_secs());
     println!("median of {rounds}; seed of the random reads {seed}");
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["bench", "--quiet", "--package", "tintype-repo", "--bench", "speed", "--"]);
-    cargo.arg(states).arg(work).args([rounds.to_string(), seed.to_string()]);
+    let mut command = cargo();
+    command.args(["bench", "--quiet", "--package", "tintype-repo", "--bench", "speed", "--"]);
+    command.arg(states).arg(work).args([rounds.to_string(), seed.to_string()]);
     let mut figures = Figures::new();
-    for line in capture(cargo.current_dir(workspace_folder()))?.lines() {
+    for line in capture(&mut command)?.lines() {
         let parsed: Value = serde_json::from_str(line)
             .map_err(|error| Failure::Other(format!("the benchmark printed no JSON: {error}")))?;
         let figure = figures.entry(parsed["name"].as_str().unwrap_or("?").to_owned()).or_default();

@@ -4,7 +4,7 @@
 
 mod stage;
 
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -58,10 +58,9 @@ pub(crate) fn chore(arguments: &[String]) -> Result<(), Failure> {
 
 /// Compiles `tintype` as it is shipped, and returns where it is.
 fn build() -> Result<String, Failure> {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let mut command = process::cargo();
     command.args(["build", "--release", "--locked", "--package", "tintype"]);
     command.arg("--message-format=json-render-diagnostics");
-    command.current_dir(tintype_testkit::workspace_folder());
     let shown = process::describe(&command);
     let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.map_err(|source| Failure::Start { command: shown.clone(), source })?;

@@ -17,7 +17,6 @@ mod twice;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use cache::{Cache, Key};
 use kernel::Kernel;
@@ -133,11 +132,9 @@ struct Programs {
 fn witness(cache: &Cache) -> Result<Vec<u8>, Failure> {
     const TARGET: &str = "x86_64-unknown-linux-gnu";
     let folder = cache.folder("cargo");
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let mut command = Command::new(cargo);
+    let mut command = process::cargo();
     command.args(["build", "--quiet", "--release", "--package", "witness", "--target", TARGET]);
     command.arg("--target-dir").arg(&folder);
-    command.current_dir(tintype_testkit::workspace_folder());
     command.env("RUSTFLAGS", "-C target-feature=+crt-static -C strip=symbols");
     process::run(&mut command)?;
     let program = folder.join(TARGET).join("release").join("witness");

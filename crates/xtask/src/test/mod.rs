@@ -177,8 +177,8 @@ fn forget(report: &Path) -> Result<(), Failure> {
 }
 
 fn cargo(subcommand: &str, arguments: &[&str]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.arg(subcommand).args(arguments).current_dir(tintype_testkit::workspace_folder());
+    let mut command = process::cargo();
+    command.arg(subcommand).args(arguments);
     command
 }
 

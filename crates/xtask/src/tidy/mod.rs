@@ -41,6 +41,9 @@ const FILE_RULES: &[(&str, FileRule)] = &[
     ("formats", images::formats),
 ];
 
+/// What has a lock file of its own.
+const MANIFESTS: &[&str] = &["Cargo.toml", "fuzz/Cargo.toml"];
+
 /// A breach of a rule, as it is printed.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Violation {
@@ -73,7 +76,8 @@ pub(crate) fn check() -> Result<(), Failure> {
     let files: Vec<File<'_>> = texts.iter().map(|(path, text)| File::new(path, text)).collect();
     let mut violations = judge_files(&files);
     violations.extend(judge_sizes(&files));
-    violations.extend(judge_rooms(&files, &metadata(&root)?)?);
+    violations.extend(judge_rooms(&files, &metadata()?)?);
+    violations.extend(judge_locks());
     violations.sort();
     violations.iter().for_each(Violation::print);
     match violations.len() {
@@ -112,6 +116,17 @@ fn judge_rooms(files: &[File<'_>], metadata: &str) -> Result<Vec<Violation>, Fai
     Ok(found)
 }
 
+/// A lock file that is behind is otherwise found by the last step of the tests.
+fn judge_locks() -> Vec<Violation> {
+    let behind = MANIFESTS.iter().filter_map(|manifest| {
+        let mut cargo = process::cargo();
+        cargo.args(["metadata", "--locked", "--format-version", "1", "--manifest-path", manifest]);
+        let advice = process::capture(&mut cargo).err()?.to_string();
+        Some(Violation::new("locks", *manifest, Finding { line: 1, advice }))
+    });
+    behind.collect()
+}
+
 fn text_of<'a>(files: &[File<'a>], path: &str) -> &'a str {
     files.iter().find(|file| file.path == path).map_or("", |file| file.text)
 }
@@ -136,8 +151,6 @@ fn tracked_texts(root: &Path) -> Result<Vec<(String, String)>, Failure> {
     Ok(texts)
 }
 
-fn metadata(root: &Path) -> Result<String, Failure> {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["metadata", "--no-deps", "--format-version", "1"]).current_dir(root);
-    process::capture(&mut cargo)
+fn metadata() -> Result<String, Failure> {
+    process::capture(process::cargo().args(["metadata", "--no-deps", "--format-version", "1"]))
 }
