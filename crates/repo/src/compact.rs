@@ -13,9 +13,7 @@
 //! `docs/locking.md`. Recompression moves in the same way, and encodes frames anew.
 
 use std::collections::HashMap;
-use std::num::NonZero;
 use std::sync::{Arc, PoisonError};
-use std::thread::available_parallelism;
 
 use tintype_types::ByteCount;
 
@@ -308,7 +306,7 @@ impl<'a> Step<'a> {
         let frames: Vec<_> = (0..=u16::MAX).zip(table.entries()).filter(needed).collect();
         let Some(end) = frames.last().map(|(_, entry)| entry.range().end) else { return Ok(0) };
         let bytes = vault.range(name, segment::HEADER_LEN, end - segment::HEADER_LEN)?;
-        let threads = available_parallelism().map_or(2, NonZero::get);
+        let threads = parallel::cores();
         let coded = parallel::map(&frames, threads, |(number, entry)| -> Result<_, Error> {
             let range = entry.range();
             let frame = &bytes[range.start - segment::HEADER_LEN..range.end - segment::HEADER_LEN];

@@ -13,9 +13,7 @@
 //! record that is damaged for `recall`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::num::NonZero;
 use std::sync::Arc;
-use std::thread::available_parallelism;
 
 use tintype_types::{BLOCK_SIZE, ByteCount, SnapshotId};
 
@@ -392,7 +390,7 @@ impl Graft<'_> {
                 pointer.place.number,
             )
         });
-        let threads = available_parallelism().map_or(2, NonZero::get);
+        let threads = parallel::cores();
         let total = ByteCount(frames.iter().map(|(pointer, _)| size(pointer)).sum());
         let (mut places, mut unproved) = (Places::new(), Unproved::new());
         let mut encoder = Encoder::new();

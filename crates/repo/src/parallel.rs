@@ -1,6 +1,7 @@
 //! The same work for many items, on several threads.
 
 use std::num::NonZero;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread;
 
@@ -9,13 +10,20 @@ const LEAST_READERS: usize = 4;
 /// On however many cores: each holds a segment of 16 MiB at most.
 const MOST_READERS: usize = 16;
 
-/// Returns how many threads read at the same time.
-pub(crate) fn readers() -> usize {
-    let cores = thread::available_parallelism().map_or(LEAST_READERS, NonZero::get);
-    cores.clamp(LEAST_READERS, MOST_READERS)
+/// Returns how many threads can compute at the same time.
+pub(crate) fn cores() -> usize {
+    // Asked once: the answer takes a dozen system calls.
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| thread::available_parallelism().map_or(2, NonZero::get))
 }
 
-/// Does the same for each; returns the results in the order of the items.
+/// Returns how many threads read at the same time.
+pub(crate) fn readers() -> usize {
+    cores().clamp(LEAST_READERS, MOST_READERS)
+}
+
+/// Does the same for each, on the calling thread and as many more as are allowed;
+/// returns the results in the order of the items.
 pub(crate) fn map<T: Sync, R: Send>(
     items: &[T],
     threads: usize,
@@ -30,8 +38,10 @@ pub(crate) fn map<T: Sync, R: Send>(
         std::iter::from_fn(number).map(|number| (number, work(&items[number]))).collect::<Vec<_>>()
     };
     let mut results: Vec<(usize, R)> = thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads.min(items.len())).map(|_| scope.spawn(worker)).collect();
-        workers.into_iter().flat_map(|w| w.join().expect("work never panics")).collect()
+        let others: Vec<_> = (1..threads.min(items.len())).map(|_| scope.spawn(worker)).collect();
+        let mut results = worker();
+        results.extend(others.into_iter().flat_map(|w| w.join().expect("work never panics")));
+        results
     });
     results.sort_unstable_by_key(|(number, _)| *number);
     results.into_iter().map(|(_, result)| result).collect()

@@ -10,9 +10,7 @@
 //! A segment whose sample gets hardly smaller stays where it is; the sample is the
 //! same each time, so it stays the next time too.
 
-use std::num::NonZero;
 use std::sync::{Mutex, PoisonError};
-use std::thread::available_parallelism;
 
 use tintype_types::ByteCount;
 
@@ -111,7 +109,7 @@ impl<'r> Recompressor<'r> {
         let mut stay = self.stay.lock().unwrap_or_else(PoisonError::into_inner);
         let mut candidates = survey.with_content(avoid);
         candidates.retain(|name| !stay.contains(name));
-        let threads = available_parallelism().map_or(2, NonZero::get);
+        let threads = parallel::cores();
         let (mut chosen, mut content, mut all) = (Vec::new(), 0_u64, 0_u64);
         candidates.iter().for_each(|name| all += survey.live[name].content_bytes);
         'full: for names in candidates.chunks(BATCH * threads) {

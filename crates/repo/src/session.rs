@@ -29,6 +29,7 @@ use crate::join::Joins;
 use crate::lanes::Lanes;
 use crate::map::ImageMap;
 use crate::pages::Pages;
+use crate::parallel;
 use crate::parents::Parents;
 use crate::pointer::{BlockId, FramePointer, NodeId, NodePointer, Place};
 use crate::reach::Reach;
@@ -265,8 +266,7 @@ impl Session {
                 store_segments(&core.vault, &work, &failed, &|error| core.lanes.fail(error));
             })?);
         }
-        let cores = thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        for _ in 0..params.threads.unwrap_or(cores).max(1) {
+        for _ in 0..params.threads.unwrap_or_else(parallel::cores).max(1) {
             let core = Arc::clone(&session.core);
             session.workers.push(spawn("repo-work", move || work_off(core))?);
         }

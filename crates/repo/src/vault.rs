@@ -5,9 +5,7 @@
 //! session can read what it has written before it is stored.
 
 use std::collections::HashMap;
-use std::num::NonZero;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::thread::available_parallelism;
 
 use tintype_types::{BLOCK_SIZE, RepositoryId, SnapshotId};
 
@@ -103,7 +101,7 @@ impl Vault {
         let threads = match self.nearby {
             Some(_) => REQUESTS,
             None if items.len() < WORTH_THREADS => 1,
-            None => available_parallelism().map_or(1, NonZero::get),
+            None => parallel::cores(),
         };
         parallel::map(items, threads, work)
     }

@@ -317,7 +317,7 @@ impl Check<'_> {
         wanted.sort_by_key(Wanted::segment);
         let of_segments: Vec<&[Wanted]> =
             wanted.chunk_by(|one, other| one.segment() == other.segment()).collect();
-        let compared = parallel::map(&of_segments, parallel::readers(), |of_segment| {
+        let compared = self.vault.at_once(&of_segments, |of_segment| {
             let needed = self.segments.get(&of_segment[0].segment());
             let table = match needed {
                 Some(Needed { broken: true, .. }) => return Ok(None),
