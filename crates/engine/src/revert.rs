@@ -468,8 +468,13 @@ impl Engine {
         error: Error,
     ) -> Error {
         let Some(safety) = safety else {
+            let state = match vm.is_alive() {
+                // Nobody but its QEMU has what it was loaded with.
+                true => "its QEMU has been started anew, and the guest does not run yet",
+                false => "the VM is stopped, and partly overwritten",
+            };
             return error
-                .state("the VM is stopped, and partly overwritten")
+                .state(state)
                 .hint(format!("`tintype vm show {}` tries again to finish the revert", vm.name));
         };
         let intent = Intent::Revert { repository: place, target: safety.record.id, safety: None };
