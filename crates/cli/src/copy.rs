@@ -11,6 +11,7 @@ use crate::commands::s3_access;
 use crate::exit::Exit;
 use crate::keys;
 use crate::output::Output;
+use crate::text::counted;
 
 /// What to copy, and where to.
 #[derive(Debug, Args)]
@@ -108,18 +109,19 @@ fn described(copied: &CopiedSnapshot) -> Option<String> {
 
 fn summed_up(summary: &CopySummary, dry_run: bool) -> String {
     let CopySummary { copied, skipped, failed, read_bytes, stored_bytes } = summary;
+    let snapshots = counted(*copied, "snapshot");
     let mut text = match dry_run {
-        true => format!("would copy {copied} snapshots, {read_bytes} to read"),
-        false => {
-            format!("copied {copied} snapshots: {read_bytes} read, {stored_bytes} stored")
-        }
+        true => format!("would copy {snapshots}, {read_bytes} to read"),
+        false => format!("copied {snapshots}: {read_bytes} read, {stored_bytes} stored"),
     };
     if *skipped > 0 {
-        text.push_str(&format!("; {skipped} were there"));
+        let were = if *skipped == 1 { "was" } else { "were" };
+        text.push_str(&format!("; {skipped} {were} there"));
     }
     if *failed > 0 {
+        let are = if *failed == 1 { "is" } else { "are" };
         text.push_str(&format!(
-            "; {failed} are damaged here, `tintype verify --read-data` says where"
+            "; {failed} {are} damaged here, `tintype verify --read-data` says where"
         ));
     }
     text

@@ -8,6 +8,7 @@ use tintype_engine::{Engine, Error, ImportParams, ImportReport, Result};
 use tintype_types::VmName;
 
 use crate::output::Output;
+use crate::text::counted;
 
 /// What to import.
 #[derive(Debug, Args)]
@@ -66,9 +67,8 @@ pub(crate) fn run(engine: &Engine, arguments: ImportArguments, output: &Output) 
 
 fn text(report: &ImportReport) -> String {
     let done = if report.dry_run { "would import" } else { "imported" };
-    let count = report.snapshots.len();
-    let plural = if count == 1 { "" } else { "s" };
-    let mut text = format!("{done} {count} snapshot{plural} of {}\n", report.vm);
+    let snapshots = counted(report.snapshots.len(), "snapshot");
+    let mut text = format!("{done} {snapshots} of {}\n", report.vm);
     for snapshot in &report.snapshots {
         let name = format!("{}@{}", report.vm, snapshot.name);
         let _ = write!(text, "  {name} from {}", snapshot.from.join(", "));

@@ -10,6 +10,7 @@ use tintype_types::{SnapshotId, VmName};
 
 use crate::graph::{Origin, draw};
 use crate::output::Output;
+use crate::text::counted;
 
 /// Digits of an id that are shown, unless more are needed to tell it apart.
 const ID_DIGITS: usize = 12;
@@ -272,11 +273,10 @@ fn age(now: Timestamp, then: Timestamp) -> String {
     match units.iter().find(|(unit, _)| seconds.abs() >= *unit) {
         None => "now".to_owned(),
         Some((unit, name)) => {
-            let count = (seconds / unit).abs();
-            let plural = if count == 1 { "" } else { "s" };
+            let units = counted((seconds / unit).abs(), name);
             match seconds > 0 {
-                true => format!("{count} {name}{plural} ago"),
-                false => format!("in {count} {name}{plural}"),
+                true => format!("{units} ago"),
+                false => format!("in {units}"),
             }
         }
     }

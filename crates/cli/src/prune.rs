@@ -11,6 +11,7 @@ use tintype_types::VmName;
 
 use crate::exit::Exit;
 use crate::output::Output;
+use crate::text::counted;
 
 /// What to prune.
 #[derive(Debug, Args)]
@@ -123,6 +124,7 @@ fn pruned(report: &PruneReport, grace: Period) -> String {
     let mut text = String::new();
     report.vms.iter().for_each(|vm| decisions(&mut text, vm));
     let count = report.removed.len();
+    let snapshots = counted(count, "snapshot");
     let freed = |verb: &str, when: &str| {
         let freed = report.freed_bytes.map(|bytes| format!("; `tintype gc` {verb} {bytes} {when}"));
         freed.unwrap_or_default()
@@ -131,14 +133,11 @@ fn pruned(report: &PruneReport, grace: Period) -> String {
         (0, _) => write!(text, "nothing to delete"),
         (_, true) => {
             let freed = freed("would free", &format!("after {grace}"));
-            write!(text, "would delete {count} snapshots{freed}")
+            write!(text, "would delete {snapshots}{freed}")
         }
         (_, false) => {
             let freed = freed("frees", "after that");
-            write!(
-                text,
-                "deleted {count} snapshots, which `tintype undo` takes back for {grace}{freed}"
-            )
+            write!(text, "deleted {snapshots}, which `tintype undo` takes back for {grace}{freed}")
         }
     };
     text

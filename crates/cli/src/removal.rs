@@ -8,7 +8,7 @@ use tintype_engine::{
 };
 
 use crate::output::Output;
-use crate::text::time;
+use crate::text::{counted, time};
 
 /// Deletes snapshots.
 pub(crate) fn remove(
@@ -60,20 +60,23 @@ pub(crate) fn collect(engine: &Engine, params: CollectionParams, output: &Output
 fn collected(report: &CollectionReport) -> String {
     let CollectionReport { segments, freed_bytes, waiting_for, .. } = report;
     let would = if report.dry_run { "would free" } else { "freed" };
-    let mut text = format!("{would} {freed_bytes} in {segments} segments");
+    let mut text = format!("{would} {freed_bytes} in {}", counted(*segments, "segment"));
     if report.compacted_segments > 0 {
         let _ = write!(text, ", {} of them emptied first", report.compacted_segments);
     }
     if report.recompressed_segments > 0 {
         let _ = write!(text, ", {} of them compressed again", report.recompressed_segments);
     }
+    let taken = match waiting_for {
+        1 => "1 snapshot that is being taken".to_owned(),
+        more => format!("{more} snapshots that are being taken"),
+    };
     let _ = match (report.dry_run, waiting_for) {
         (_, 0) => Ok(()),
-        (false, _) => write!(
-            text,
-            ", and waits for {waiting_for} snapshots that are being taken; `tintype gc` goes on after them"
-        ),
-        (true, _) => write!(text, ", after {waiting_for} snapshots that are being taken"),
+        (false, _) => {
+            write!(text, ", and waits for {taken}; `tintype gc` goes on afterwards")
+        }
+        (true, _) => write!(text, ", after {taken}"),
     };
     text.push_str(match report.not_compacted {
         None => "",
@@ -179,7 +182,8 @@ fn taken(report: &SpaceReport) -> String {
 
 fn of_vm(text: &mut String, vm: &VmSpace) {
     let VmSpace { vm, snapshots, referenced_bytes, growth, budget_bytes, days_to_budget } = vm;
-    let _ = write!(text, "{vm}: {snapshots} snapshots need {referenced_bytes}");
+    let need = if *snapshots == 1 { "snapshot needs" } else { "snapshots need" };
+    let _ = write!(text, "{vm}: {snapshots} {need} {referenced_bytes}");
     if let Some(budget) = budget_bytes {
         let _ = write!(text, " of {budget}");
     }

@@ -10,6 +10,7 @@ use tintype_types::ByteCount;
 use crate::commands::s3_access;
 use crate::exit::Exit;
 use crate::output::Output;
+use crate::text::counted;
 use crate::{keys, text};
 
 /// Where to take what is damaged here.
@@ -77,8 +78,10 @@ fn described(summary: &RepairSummary) -> String {
         text.push_str(if summary.found.is_empty() { "nothing is damaged" } else { "all good" });
         return text;
     }
-    let _ = writeln!(text, "still damaged, {} places:", summary.damaged.len());
-    text::damage(&mut text, &summary.damaged, &summary.lost);
+    let _ = writeln!(text, "still damaged, {}:", counted(summary.damaged.len(), "place"));
+    let advice = "`tintype repair --from URL` takes from a copy of the repository, or from another \
+                  one with copies of its snapshots, what is damaged here";
+    text::damage(&mut text, &summary.damaged, &summary.lost, advice);
     text
 }
 

@@ -214,12 +214,21 @@ fn disk_read(read: &tintype_engine::DiskRead) -> String {
     }
 }
 
-/// Lists what is damaged and what that costs.
-pub(crate) fn damage(text: &mut String, damaged: &[String], parts: &[LostPart]) {
+/// Returns how many there are of something: `1 snapshot`, `2 snapshots`.
+pub(crate) fn counted(count: impl TryInto<u64>, thing: &str) -> String {
+    match count.try_into().unwrap_or(u64::MAX) {
+        1 => format!("1 {thing}"),
+        count => format!("{count} {thing}s"),
+    }
+}
+
+/// Lists what is damaged, what that costs, and what can be done about it.
+pub(crate) fn damage(text: &mut String, damaged: &[String], parts: &[LostPart], advice: &str) {
     for line in damaged {
         let _ = writeln!(text, "  {line}");
     }
     parts.iter().for_each(|part| lost(text, part));
+    let _ = writeln!(text, "{advice}");
 }
 
 /// Says what cannot be read of a snapshot.

@@ -9,7 +9,7 @@ use tintype_engine::{BootOutcome, BootReport, Engine, Result, VerifySummary};
 
 use crate::exit::Exit;
 use crate::output::Output;
-use crate::text::damage;
+use crate::text::{counted, damage};
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -65,15 +65,19 @@ fn verified(summary: &VerifySummary) -> String {
         count => format!(", {count} of them in the trash"),
     };
     let mut text = format!(
-        "checked {} snapshots{deleted}, {} frames, {} read: ",
-        summary.checked_snapshots, summary.checked_chunks, summary.read_bytes
+        "checked {}{deleted}, {}, {} read: ",
+        counted(summary.checked_snapshots, "snapshot"),
+        counted(summary.checked_chunks, "frame"),
+        summary.read_bytes
     );
     if summary.damaged.is_empty() {
         text.push_str("all good");
         return text;
     }
     let _ = writeln!(text, "{} damaged", summary.damaged.len());
-    damage(&mut text, &summary.damaged, &summary.lost);
+    let advice = "`tintype repair` mends what it can, with --from by what a copy of the \
+                  repository has, and keeps new snapshots away from the rest";
+    damage(&mut text, &summary.damaged, &summary.lost, advice);
     text
 }
 

@@ -37,8 +37,7 @@ impl Engine {
     pub fn init(&self, kind: EncryptionKind) -> Result<InitReport> {
         let place = self.repository_place();
         let encryption = self.encryption(kind)?;
-        self.make_repository(&place, &encryption)
-            .map_err(Error::step(format!("cannot make a repository in {}", place.display())))?;
+        self.make_repository(&place, &encryption)?;
         let key_file = match encryption {
             Encryption::KeyFile(path) => Some(path),
             _ => None,

@@ -136,6 +136,9 @@ pub(crate) struct Hints {
     place: &'static str,
 }
 
+/// For want of an access key.
+const ACCESS_KEY_HINT: &str = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give an access key";
+
 /// For the repository of the command.
 const OWN: Hints = Hints {
     options: "--",
@@ -265,9 +268,7 @@ impl Engine {
         opened.map_err(|error| {
             let hint = match error.kind() {
                 Kind::UnsafeStore => UNSAFE_STORE_HINT,
-                Kind::Key if is_bucket(place) && !reachable => {
-                    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY give an access key"
-                }
+                Kind::Key if is_bucket(place) && !reachable => ACCESS_KEY_HINT,
                 Kind::Key => hints.key,
                 _ => hints.place,
             };
@@ -280,9 +281,7 @@ impl Engine {
 
     fn make_default_repository(&self, place: &Path) -> Result<Repository> {
         let encryption = self.encryption(EncryptionKind::default())?;
-        let repository = self
-            .make_repository(place, &encryption)
-            .map_err(Error::step(format!("cannot make the repository {}", place.display())))?;
+        let repository = self.make_repository(place, &encryption)?;
         if let Encryption::KeyFile(key) = &encryption {
             self.config.observer.notice(&format!(
                 "made the repository {}; keep a copy of its key {} elsewhere: without it no snapshot can be read",
@@ -297,10 +296,27 @@ impl Engine {
         &self,
         place: &Path,
         encryption: &Encryption,
-    ) -> Result<Repository, tintype_repo::Error> {
+    ) -> Result<Repository> {
         let mut params = InitParams::default();
         params.encryption = encryption.clone();
-        Repository::init_at(&self.site(place)?, params)
+        let made = self.site(place).and_then(|site| Repository::init_at(&site, params));
+        made.map_err(|error| {
+            let hint = match error.kind() {
+                Kind::UnsafeStore => Some(UNSAFE_STORE_HINT),
+                Kind::Key if is_bucket(place) => Some(ACCESS_KEY_HINT),
+                Kind::Occupied => Some(
+                    "--repo or TINTYPE_REPO names another place; a repository that is there \
+                     already needs no `tintype init`",
+                ),
+                _ => None,
+            };
+            let what = format!("cannot make the repository {}", place.display());
+            let error = Error::failed(what).because(error);
+            match hint {
+                Some(hint) => error.state("nothing was changed").hint(hint),
+                None => error,
+            }
+        })
     }
 
     /// Returns the place of the repository for a command that starts in another folder.

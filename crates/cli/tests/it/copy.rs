@@ -102,7 +102,7 @@ fn what_makes_no_sense_is_refused_and_filters_choose() {
     assert_eq!(actions(&copy(&vm, &["--tag", "keep=yes", "--to", &other])), [("two", "copied")]);
     let text = vm.tintype.run(&["copy", "--all", "--to", &other]);
     let text = String::from_utf8(text.stdout).unwrap();
-    assert!(text.contains("copied web@one") && text.contains("; 1 were there"), "{text}");
+    assert!(text.contains("copied web@one") && text.contains("; 1 was there"), "{text}");
 
     // Damage of one stops no other.
     vm.take("three", 3);

@@ -81,6 +81,8 @@ fn names_that_nobody_has_or_that_somebody_has() {
     transcript.type_in("a VM that is there", &["vm", "add", "web", "--qmp", "/nowhere"]);
     transcript.type_in("no repository", &["--repo", "/nowhere", "log"]);
     transcript.type_in("a bucket, and no access key", &["--repo", "s3://bucket/x", "log"]);
+    transcript.type_in("the same for a new one", &["--repo", "s3://bucket/x", "init"]);
+    transcript.type_in("a repository that is there", &["init"]);
     insta::assert_snapshot!("names", transcript.finish());
 }
 
