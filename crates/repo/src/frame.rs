@@ -142,6 +142,13 @@ impl FrameHeader {
     }
 }
 
+/// Returns the first of frames that follow each other, as long as its header says.
+pub(crate) fn first(frames: &[u8]) -> Option<&[u8]> {
+    let header = frames.first_chunk::<HEADER_LEN>().filter(|header| header.starts_with(&MAGIC))?;
+    let stored = u32::from_le_bytes(*header[8..].first_chunk()?);
+    frames.get(..HEADER_LEN.checked_add(usize::try_from(stored).ok()?)?)
+}
+
 /// Returns the checksum of a frame's stored bytes.
 pub(crate) fn checksum(stored: &[u8]) -> [u8; 8] {
     *blake3::hash(stored).as_bytes().first_chunk().expect("a hash has 32 bytes")

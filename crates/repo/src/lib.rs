@@ -72,6 +72,7 @@ mod record;
 mod regrow;
 mod repair;
 mod repository;
+mod retable;
 mod rewrite;
 mod run;
 mod seal;

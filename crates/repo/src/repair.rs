@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! verify ─► segments    from a copy of the repository, or what this machine
-//!                       keeps of a bucket, frame by frame
+//!                       keeps of a bucket, frame by frame; what describes them
+//!                       also from their frames, see `retable`
 //!           records     from a copy
 //!           deletions   an end that cannot be read is taken for "undone"
 //!           labels      from a copy or this machine, else what was before it, and pinned
@@ -43,7 +44,7 @@ use crate::supervisor::Supervisor;
 use crate::vault::Vault;
 use crate::verify::{self, VerifyLevel};
 use crate::wire::Malformed;
-use crate::{Error, epoch, quarantine};
+use crate::{Error, epoch, quarantine, retable};
 
 const MAX_SEGMENT: u64 = SEGMENT_SIZE as u64;
 
@@ -216,10 +217,14 @@ fn mend_segment(vault: &Vault, copy: Option<&Vault>, name: SegmentName) -> Resul
 }
 
 /// Puts a segment together from the good frames of all its versions; `None` if
-/// no version has a good table.
+/// no version has a good table, or frames that tell what was in it.
 fn best_of(vault: &Vault, name: SegmentName, versions: &[Vec<u8>]) -> Option<Vec<u8>> {
     let with_table = |bytes: &Vec<u8>| Some((bytes.clone(), table_of(vault, name, bytes).ok()?));
-    let (mut best, table) = versions.iter().find_map(with_table)?;
+    let retabled = || versions.iter().find_map(|bytes| retable::retable(vault, name, bytes));
+    let (mut best, table) = versions
+        .iter()
+        .find_map(with_table)
+        .or_else(|| retabled().as_ref().and_then(with_table))?;
     for (number, entry) in (0..).zip(table.entries()) {
         let frames = versions.iter().filter_map(|bytes| bytes.get(entry.range()));
         let is_good = |frame: &&[u8]| {

@@ -268,3 +268,43 @@ fn an_encrypted_repository_gets_the_very_bytes_back() {
     assert!(objects(&repository) == before);
     assert!(read_all(&open(&path), &record.images[0].root) == image);
 }
+
+#[test]
+fn what_describes_a_segment_is_made_anew_from_its_frames() {
+    let (_folder, repository) = of_all_kinds();
+    let before = objects(&repository);
+    let mut mended = 0;
+    for (path, good) in
+        before.iter().filter(|(path, _)| path.starts_with(repository.path().join("seg")))
+    {
+        let field = |at: usize| {
+            let bytes = good[good.len() - 64 + at..].first_chunk().unwrap();
+            usize::try_from(u32::from_le_bytes(*bytes)).unwrap()
+        };
+        let (table, trailer) = (field(8), good.len() - 64);
+        assert_eq!(table + field(12), trailer);
+        let header = (0..64).step_by(5);
+        for at in header.chain((table..trailer).step_by(7)).chain((trailer..good.len()).step_by(5))
+        {
+            let mut bad = good.clone();
+            bad[at] ^= 0x10;
+            fs::write(path, bad).unwrap();
+            if !is_whole(&repository) {
+                let report = repair(&repository, None);
+                assert_eq!(report.damaged, [], "byte {at}");
+                assert_eq!((report.repaired.len(), report.quarantined.len()), (1, 0), "byte {at}");
+                assert!(objects(&repository) == before, "byte {at}");
+                mended += 1;
+            }
+        }
+        // What nothing proves is left alone.
+        let mut bad = good.clone();
+        (bad[table], bad[trailer + 30]) = (!bad[table], !bad[trailer + 30]);
+        fs::write(path, &bad).unwrap();
+        assert_eq!(repair(&repository, None).repaired, Vec::<String>::new());
+        assert!(fs::read(path).unwrap() == bad);
+        fs::write(path, good).unwrap();
+        assert_eq!(repair(&repository, None).damaged, []);
+    }
+    assert!(mended > 100, "{mended}");
+}
