@@ -85,9 +85,11 @@ fn show(figures: &Figures) {
     let value = |name: &str| figures.get(name).map_or(f64::NAN, |f| median(&f.values));
     let part = |what: &str, ratio: f64| println!("{what:<60} {ratio:>6.2}");
     let compress = seconds("limit: compress, all cores");
-    let decompress = seconds("limit: decompress, all cores");
     part("full write: of the compress limit", compress / seconds("full write"));
-    part("eager restore: of the decompress limit", decompress / seconds("eager restore"));
+    // They are of different states, which have not the same number of bytes.
+    let speed = |name: &str| figures.get(name).map_or(f64::NAN, |f| f.bytes / median(&f.seconds));
+    let decompress = speed("limit: decompress, all cores");
+    part("eager restore: of the decompress limit", speed("eager restore") / decompress);
     let alone = value("changed blocks compressed alone");
     part("next snapshot: kept / changed blocks compressed alone", value("kept: next") / alone);
 }
