@@ -51,6 +51,7 @@ const ATTACKS: &[Attack] = &[
     Attack { name: "exabytes in six nodes", forge: exabytes, is_lie: false },
     Attack { name: "blob of other chunks", forge: blob_of_other_chunks, is_lie: true },
     Attack { name: "frame with too few blocks", forge: too_few_blocks, is_lie: true },
+    Attack { name: "frames without a table", forge: frames_without_a_table, is_lie: true },
     Attack { name: "last numbers", forge: last_numbers, is_lie: false },
     Attack { name: "files of nothing", forge: sparse_files, is_lie: true },
     Attack { name: "pipes and links", forge: pipes_and_links, is_lie: true },
@@ -270,6 +271,18 @@ fn too_few_blocks(forge: &mut Forge) {
     forge.commit_image(1 << 24, 0, leaf);
 }
 
+/// Frames of more blocks than one can have, which no table describes.
+fn frames_without_a_table(forge: &mut Forge) {
+    let many = zstd::bulk::compress(&vec![0; 1 << 20], 1).unwrap();
+    let id = [forge.repository.vault.keys.block_id(&[0; 4096])];
+    for _ in 0..1000 {
+        forge.frame(Codec::Zstd, &many, 1 << 20, Identity::Blocks(&id));
+    }
+    let leaf = forge.leaf(1);
+    forge.table = Table::default();
+    forge.commit_image(1 << 24, 0, leaf);
+}
+
 fn last_numbers(forge: &mut Forge) {
     let leaf = forge.leaf(1);
     forge.commit_image(1 << 24, 0, leaf);
@@ -413,9 +426,13 @@ fn ask_everything(path: &Path) -> Result<(), Error> {
     let mut note = |result: Result<(), Error>| errors.extend(result.err());
     let listing = repository.snapshots()?;
     listing.damaged.into_iter().take(1).for_each(|damage| note(Err(Error::Damaged(damage))));
+    let mut damaged = 0;
     for level in [VerifyLevel::Quick, VerifyLevel::ReadData] {
         match repository.verify(&[], level, &()) {
-            Ok(report) => report.damaged.into_iter().for_each(|d| note(Err(Error::Damaged(d)))),
+            Ok(report) => {
+                damaged = report.damaged.len();
+                report.damaged.into_iter().for_each(|d| note(Err(Error::Damaged(d))));
+            }
             Err(error) => note(Err(error)),
         }
     }
@@ -429,6 +446,10 @@ fn ask_everything(path: &Path) -> Result<(), Error> {
             note(read_image(&repository, &image.root));
             note(take(&repository, &image.root).map(drop));
         }
+    }
+    // Each object that is put back is synced, which takes as long as it takes.
+    if damaged < 100 {
+        note(repository.repair(None, &()).map(drop));
     }
     note(repository.gc(GcParams { dry_run: true, ..eager() }, &()).map(drop));
     note(repository.gc(eager(), &()).map(drop));
