@@ -11,7 +11,9 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{CWD, RenameFlags};
+use rustix::io::{Errno, pread};
 
 /// The file that keeps space for deletions on a full disk. Not an object.
 pub(crate) const RESERVE: &str = "reserve";
@@ -57,8 +59,8 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     fn find(&self, path: &str) -> io::Result<Option<Found>>;
     /// Lists a folder.
     fn list(&self, path: &str) -> io::Result<Vec<(String, Found)>>;
-    /// Reads exactly as many bytes as fit.
-    fn read(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+    /// Reads just so many bytes.
+    fn read(&self, path: &str, offset: u64, len: usize) -> io::Result<Vec<u8>>;
     /// Reads a file up to its end, or one byte more than `max`.
     fn read_all(&self, path: &str, max: u64) -> io::Result<Vec<u8>>;
     /// Whether someone has the file locked.
@@ -135,7 +137,7 @@ impl Disk for Folder {
         let (from, to) = (self.path(from), self.path(to));
         match rustix::fs::renameat_with(CWD, &from, CWD, &to, RenameFlags::NOREPLACE) {
             // Some file systems have no such rename; a hard link replaces nothing.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
+            Err(Errno::INVAL | Errno::NOSYS) => {
                 fs::hard_link(&from, &to)?;
                 fs::remove_file(&from)
             }
@@ -186,8 +188,20 @@ impl Disk for Folder {
         Ok(entries)
     }
 
-    fn read(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.open(path)?.read_exact_at(buffer, offset)
+    fn read(&self, path: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let (file, mut offset) = (self.open(path)?, offset);
+        // Not made zero first: for all that is restored that would be a whole write more.
+        let mut bytes = Vec::with_capacity(len);
+        while bytes.len() < len {
+            match pread(&file, spare_capacity(&mut bytes), offset) {
+                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(read) => offset += u64::try_from(read).expect("a usize fits in 64 bits"),
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        bytes.truncate(len);
+        Ok(bytes)
     }
 
     fn read_all(&self, path: &str, max: u64) -> io::Result<Vec<u8>> {
@@ -236,8 +250,7 @@ fn open_object(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK;
     let flags = flags.bits().cast_signed();
     let opened = OpenOptions::new().read(true).custom_flags(flags).open(path);
-    let is_link =
-        |error: &io::Error| error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error());
+    let is_link = |error: &io::Error| error.raw_os_error() == Some(Errno::LOOP.raw_os_error());
     match opened {
         Ok(file) if file.metadata()?.is_file() => Ok(file),
         Err(error) if !is_link(&error) => Err(error),

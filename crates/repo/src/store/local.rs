@@ -182,9 +182,7 @@ impl Objects for LocalStore {
     }
 
     fn get_range(&self, key: &str, offset: u64, len: usize) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; len];
-        let read = self.disk.read(key, offset, &mut bytes);
-        read.map(|()| bytes).map_err(|error| self.object_error("read", key, error))
+        self.disk.read(key, offset, len).map_err(|error| self.object_error("read", key, error))
     }
 
     fn size(&self, key: &str) -> Result<Option<u64>, Error> {

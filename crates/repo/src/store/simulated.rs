@@ -330,8 +330,9 @@ impl Disk for SimulatedDisk {
         Ok(inside.map(|(full, inode)| (name(full), state.found(*inode))).collect())
     }
 
-    fn read(&self, path: &str, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        read(self.lock().file(path)?, offset, buffer)
+    fn read(&self, path: &str, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; len];
+        read(self.lock().file(path)?, offset, &mut bytes).map(|()| bytes)
     }
 
     fn read_all(&self, path: &str, _max: u64) -> io::Result<Vec<u8>> {
