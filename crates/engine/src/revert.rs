@@ -469,8 +469,7 @@ impl Engine {
     ) -> Error {
         let Some(safety) = safety else {
             let state = match vm.is_alive() {
-                // Nobody but its QEMU has what it was loaded with.
-                true => "its QEMU has been started anew, and the guest does not run yet",
+                true => "its QEMU is there, and the guest does not run yet",
                 false => "the VM is stopped, and partly overwritten",
             };
             return error
